@@ -1,0 +1,369 @@
+"""CostModel: what an architecture costs on a device, exactly for one, and in expectation, with its gradient, for a distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from hwnas import resources
+from hwnas.errors import ConfigError, SpaceError, TableError
+from hwnas.op import OpSpec
+from hwnas.space import Architecture, Decision, SearchSpace
+
+MOST_PATTERNS = 1 << 16
+"""Presence patterns that are enumerated for the exact expectation; 14 edges of a DARTS cell have 2^14."""
+_DENSE = 1 << 20  # entries of the largest table that prices of architectures are looked up in
+_IN_CACHE = 1 << 13  # entries of a table that stays in the first cache level
+_CHUNK = 1 << 14  # architectures looked up at a time
+
+Prices = Mapping[OpSpec, float] | Callable[[OpSpec], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Uncertainty:
+    """What is not known of the prices: their covariance, that of the offset, and the relative noise of a whole network.
+
+    `covariance` is (operator + 1, operator + 1) over `space.operators()` and, last, the offset, in squared units of the
+    metric; `noise` is the standard deviation of a network's true cost about its sum of prices, as a share of the sum.
+    """
+
+    covariance: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+    noise: float
+
+
+class CostModel(nn.Module):
+    """cost = offset + sum over sites of price x probability that the site is in the network.
+
+    That probability is the product of the probabilities of the site's decisions, times the probability that the site
+    is alive given them. The latter is exact: choices that wire the network alike are one class, and the presence
+    patterns of the classes are enumerated (NAS-Bench-201: 2^6).
+
+    Args:
+        prices: the price of each of `space.operators()`, in the unit that ends `metric`'s name.
+        offset: what every network costs beside its operators (a session's overhead), in the same unit.
+
+    Raises:
+        TableError: a price is missing, negative or not finite.
+        SpaceError: the space has more presence patterns than can be enumerated.
+    """
+
+    additive = True
+
+    def __init__(
+        self, space: SearchSpace, prices: Prices, *, metric: str = "cost", offset: float = 0.0, uncertainty: Uncertainty | None = None
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.metric = metric
+        self.offset = float(offset)
+        self.uncertainty = uncertainty
+        self.operators = space.operators()
+        price = torch.tensor([_price(prices, op, metric) for op in self.operators], dtype=torch.float64)
+        self.price: Tensor
+        self.register_buffer("price", price, persistent=False)
+        self._terms = _Terms(space, self.operators)
+        self.term_price: Tensor
+        self.register_buffer("term_price", self._terms.usage @ price, persistent=False)
+
+    def forward(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch"]:
+        """Expected cost under independent choices; exact on one-hot rows. Rows are padded with zeros behind the last choice."""
+        out: Tensor = self._terms.presence(probs) @ self.term_price.to(probs.dtype) + self.offset
+        return out
+
+    def of(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
+        """Cost of each architecture, by lookup: millions a second."""
+        archs = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
+        if self._lookup is None:
+            out: Tensor = self(one_hot(self.space, archs).to(torch.float64))
+            return out
+        out = self.price.new_full((len(archs),), self._fixed)
+        for rows, cost in zip(archs.split(_CHUNK), out.split(_CHUNK), strict=True):
+            columns = rows.T.contiguous()
+            for slots, table in self._lookup:
+                index = columns[slots[0]]
+                for slot in slots[1:]:
+                    index = index * self.space.num_choices[slot] + columns[slot]
+                cost += table[index]
+        return out
+
+    def counts(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n operator"]:
+        """How often each of `operators` occurs in each architecture's network."""
+        archs = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
+        out: Tensor = self._terms.presence(one_hot(self.space, archs).to(torch.float64)) @ self._terms.usage
+        return out
+
+    def deviation(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
+        """Standard deviation of the true cost about `of(archs)`; 0 for counted metrics."""
+        cost = self.of(archs)
+        if self.uncertainty is None:
+            return torch.zeros_like(cost)
+        counts = nn.functional.pad(self.counts(archs), (0, 1), value=1.0)
+        covariance = torch.as_tensor(self.uncertainty.covariance)
+        variance = ((counts @ covariance) * counts).sum(-1).clamp_min(0) + (self.uncertainty.noise * cost) ** 2
+        return variance.sqrt()
+
+    def upper(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture], confidence: float = 0.95) -> Float[Tensor, "n"]:
+        """The bound that the true cost stays below with this (one-sided) confidence; budgets are held against it."""
+        return self.of(archs) + float(norm.ppf(confidence)) * self.deviation(archs)
+
+    def cheapest(self) -> Architecture:
+        """An architecture of least cost: exact where the space can be enumerated, else by descent on one slot at a time."""
+        return cheapest(self, self.space)
+
+    @cached_property
+    def _lookup(self) -> list[tuple[tuple[int, ...], Tensor]] | None:
+        """Tables over the joint choices of a few slots each, whose entries add up to the cost; None where one would be too large."""
+        space = self.space
+        groups = self._terms.by_slots()
+        tables = []
+        for slots, rows in groups.items():
+            shape = [space.num_choices[slot] for slot in slots]
+            if math.prod(shape) > _DENSE:
+                return None
+            archs = torch.zeros(math.prod(shape), len(space.slots), dtype=torch.int64)
+            for slot, column in zip(slots, np.indices(shape).reshape(len(shape), -1), strict=True):
+                archs[:, slot] = torch.as_tensor(column)
+            present = self._terms.presence(one_hot(space, archs).to(torch.float64))
+            tables.append((slots, present[:, rows] @ self.term_price[rows]))
+        return tables
+
+    @cached_property
+    def _fixed(self) -> float:
+        return self.offset + float(self.term_price[self._terms.always].sum())
+
+
+class PeakMemory(nn.Module):
+    """`peak_mb` of an architecture behind the interface of a cost model; it is a maximum, so it has no exact expectation."""
+
+    additive = False
+    metric = "peak_mb"
+    uncertainty = None
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self.space = space
+
+    def forward(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch"]:
+        """Peak memory of one-hot rows.
+
+        Raises:
+            ConfigError: rows that are not one-hot.
+        """
+        if not bool(((probs == 0) | (probs == 1)).all()):
+            raise ConfigError("peak_mb is not a sum over operators and has no expectation to follow; use SNAS's `score` estimator for it")
+        return self.of(probs.argmax(-1).flatten(0, -2)).to(probs.dtype).reshape(probs.shape[:-2])
+
+    def of(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
+        """Peak memory of each architecture, MB."""
+        rows = torch.as_tensor(archs).reshape(-1, len(self.space.slots)).tolist()
+        return torch.tensor([resources.peak_mb(self.space, row) for row in rows], dtype=torch.float64)
+
+    def upper(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture], confidence: float = 0.95) -> Float[Tensor, "n"]:
+        """The same as `of`: nothing about it is uncertain."""
+        return self.of(archs)
+
+    def cheapest(self) -> Architecture:
+        """An architecture of least peak memory, as far as `CostModel.cheapest` finds it."""
+        return cheapest(self, self.space)
+
+
+Cost = CostModel | PeakMemory
+"""What searchers, evaluators and budgets ask: `forward(probs)`, `of(archs)`, `upper(archs)`, `cheapest()`."""
+
+
+def one_hot(space: SearchSpace, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n slot choice"]:
+    """Architectures as one-hot rows, padded to the slot with most choices."""
+    archs = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(space.slots))
+    return nn.functional.one_hot(archs, max(space.num_choices, default=1)).to(torch.get_default_dtype())
+
+
+def choice_mask(space: SearchSpace) -> Bool[Tensor, "slot choice"]:
+    """True where a slot has that choice, False in the padding."""
+    return torch.arange(max(space.num_choices, default=1)) < torch.tensor(space.num_choices)[:, None]
+
+
+def cheapest(cost: Cost, space: SearchSpace, seed: int = 0) -> Architecture:
+    """An architecture of least cost among the valid: all of them up to 2^16, else coordinate descent from 16 random starts."""
+    if space.size <= MOST_PATTERNS:
+        archs = [arch for arch in space.all() if space.graph(arch)]
+        return archs[int(cost.of(archs).argmin())]
+    rng = np.random.default_rng(seed)
+    best: tuple[float, Architecture] = (math.inf, ())
+    for _ in range(16):
+        arch = space.random(rng)
+        value = math.inf
+        while True:
+            near = [(*arch[:s], c, *arch[s + 1 :]) for s, n in enumerate(space.num_choices) for c in range(n)]
+            near = [candidate for candidate in near if space.graph(candidate)]
+            costs = cost.of(near)
+            if float(costs.min()) >= value:
+                break
+            value, arch = float(costs.min()), near[int(costs.argmin())]
+        best = min(best, (value, arch))
+    return best[1]
+
+
+def _price(prices: Prices, op: OpSpec, metric: str) -> float:
+    value = float(prices(op) if callable(prices) else prices[op])
+    if not (math.isfinite(value) and value >= 0):
+        raise TableError(f"the {metric} price of {op} must be finite and not negative, but is {value}; measure that row again")
+    return value
+
+
+class _Terms:
+    """The sites grouped by what they hang on: a term is a set of decisions and the patterns in which they are alive.
+
+    `usage` (term, operator) counts how many sites of each operator a term stands for.
+    """
+
+    def __init__(self, space: SearchSpace, operators: tuple[OpSpec, ...]) -> None:
+        self.space = space
+        classes, live_slots, patterns = _patterns(space)
+        self.live_slots = live_slots
+        alive = _alive(space, classes, live_slots, patterns)
+        index = {op: i for i, op in enumerate(operators)}
+        found: dict[tuple[tuple[Decision, ...], bytes], dict[int, int]] = {}
+        bits: dict[bytes, np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}
+        for site, lives in zip(space.sites, alive, strict=True):
+            match = _matches(site.when, classes, live_slots, patterns)
+            key = b"" if bool(lives[match].all()) else lives.tobytes()
+            bits.setdefault(key, lives)
+            uses = found.setdefault((site.when, key), {})
+            uses[index[site.op]] = uses.get(index[site.op], 0) + 1
+        self.terms = sorted(found, key=lambda term: (term[1] != b"", tuple(slot for slot, _ in term[0]), term))
+        self.usage = torch.zeros(len(self.terms), len(operators), dtype=torch.float64)
+        for row, term in enumerate(self.terms):
+            for column, number in found[term].items():
+                self.usage[row, column] = number
+        self._index_presence(classes, patterns, bits)
+
+    def _index_presence(
+        self, classes: list[list[int]], patterns: np.ndarray[tuple[int, int], np.dtype[np.int64]], bits: Mapping[bytes, np.ndarray[tuple[int], np.dtype[np.bool_]]]
+    ) -> None:
+        space = self.space
+        width = max(space.num_choices, default=1)
+        longest = max((len(when) for when, _ in self.terms), default=0)
+        pad = len(space.slots) * width
+        flat = [[slot * width + choice for slot, choice in when] + [pad] * (longest - len(when)) for when, _ in self.terms]
+        self.flat = torch.tensor(flat, dtype=torch.int64).reshape(len(self.terms), longest)
+        # groups of terms that may be dead: the same slots decide them, so the other slots' patterns are one product
+        self.groups: list[tuple[list[int], Tensor, Tensor]] = []
+        grouped: dict[tuple[int, ...], list[int]] = {}
+        for row, (when, key) in enumerate(self.terms):
+            if key:
+                grouped.setdefault(tuple(slot for slot, _ in when), []).append(row)
+        for slots, rows in grouped.items():
+            others = [k for k, slot in enumerate(self.live_slots) if slot not in slots]
+            live = np.stack([bits[self.terms[row][1]] for row in rows], 1)
+            self.groups.append((others, torch.tensor(rows), torch.as_tensor(live)))
+        self.members = torch.zeros(len(self.live_slots), width, max((max(classes[s]) + 1 for s in self.live_slots), default=1))
+        for k, slot in enumerate(self.live_slots):
+            for choice, group in enumerate(classes[slot]):
+                self.members[k, choice, group] = 1
+        self.patterns = torch.as_tensor(patterns.T.copy())
+
+    def presence(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch term"]:
+        """Probability that each term is in the network."""
+        space = self.space
+        if probs.shape[-2:] != (len(space.slots), max(space.num_choices, default=1)):
+            raise SpaceError(f"probs of {space.name} must end in {(len(space.slots), max(space.num_choices))}, but have shape {tuple(probs.shape)}")
+        flat = nn.functional.pad(probs.flatten(-2), (0, 1), value=1.0)
+        present = flat[..., self.flat].prod(-1)
+        if not self.groups:
+            return present
+        share = torch.einsum("...sc,scg->...sg", probs[..., self.live_slots, :], self.members.to(probs.dtype))
+        pattern = share.gather(-1, self.patterns.expand(*share.shape[:-1], self.patterns.shape[-1]))
+        factor = torch.ones_like(present)
+        for others, rows, live in self.groups:
+            given = pattern[..., others, :].prod(-2) @ live.to(probs.dtype)
+            factor = factor.index_copy(-1, rows, given)
+        return present * factor
+
+    @property
+    def always(self) -> list[int]:
+        """The terms that every network holds."""
+        return [row for row, (when, key) in enumerate(self.terms) if not when and not key]
+
+    def by_slots(self) -> dict[tuple[int, ...], list[int]]:
+        """The other terms by the slots that decide them; groups are joined while few joint choices come of it."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, (when, key) in enumerate(self.terms):
+            slots = {slot for slot, _ in when} | (set(self.live_slots) if key else set())
+            if slots:
+                groups.setdefault(tuple(sorted(slots)), []).append(row)
+        joined: dict[tuple[int, ...], list[int]] = {}
+        for slots in sorted(groups):
+            for other in joined:
+                union = tuple(sorted({*slots, *other}))
+                if math.prod(self.space.num_choices[slot] for slot in union) <= _IN_CACHE or set(slots) <= set(other):
+                    joined[union] = joined.pop(other) + groups[slots]
+                    break
+            else:
+                joined[slots] = groups[slots]
+        return joined
+
+
+def _patterns(space: SearchSpace) -> tuple[list[list[int]], list[int], np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
+    """For each slot the wiring class of each choice; the slots with more than one class; all patterns (pattern, live slot)."""
+    classes = [list(range(n)) for n in space.num_choices]
+    changed = True
+    while changed:
+        changed = False
+        for slot in range(len(space.slots)):
+            wiring: list[set[object]] = [set() for _ in classes[slot]]
+            for site in space.sites:
+                for s, choice in site.when:
+                    if s == slot:
+                        rest = tuple((t, classes[t][c]) for t, c in site.when if t != slot and len(set(classes[t])) > 1)
+                        wiring[choice].add((site.inputs, site.output, rest))
+            distinct = [w for i, w in enumerate(wiring) if w not in wiring[:i]]
+            merged = [distinct.index(w) for w in wiring]
+            if merged != classes[slot]:
+                classes[slot], changed = merged, True
+    live = [slot for slot, labels_ in enumerate(classes) if len(set(labels_)) > 1]
+    number = math.prod(len(set(classes[slot])) for slot in live)
+    if number > MOST_PATTERNS:
+        raise SpaceError(
+            f"{space.name} has {number} presence patterns, more than the {MOST_PATTERNS} that are enumerated for its expected cost; "
+            "search it with a searcher that prices whole architectures"
+        )
+    grid = np.indices([len(set(classes[slot])) for slot in live], dtype=np.int64).reshape(len(live), -1).T
+    return classes, live, grid.reshape(number, len(live))
+
+
+def _matches(
+    when: tuple[Decision, ...], classes: list[list[int]], live_slots: list[int], patterns: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    match = np.ones(len(patterns), dtype=np.bool_)
+    for slot, choice in when:
+        if slot in live_slots:
+            match &= patterns[:, live_slots.index(slot)] == classes[slot][choice]
+    return match
+
+
+def _alive(
+    space: SearchSpace, classes: list[list[int]], live_slots: list[int], patterns: np.ndarray[tuple[int, int], np.dtype[np.int64]]
+) -> list[np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """For every site: in which patterns it is there, fed and used."""
+    nothing = np.zeros(len(patterns), dtype=np.bool_)
+    fed = {space.input: ~nothing}
+    alive = []
+    for site in space.sites:
+        lives = _matches(site.when, classes, live_slots, patterns) & np.logical_or.reduce([fed.get(n, nothing) for n in site.inputs])
+        fed[site.output] = fed.get(site.output, nothing) | lives
+        alive.append(lives)
+    used = {space.output: ~nothing}
+    for i in range(len(space.sites) - 1, -1, -1):
+        site = space.sites[i]
+        alive[i] = alive[i] & used.get(site.output, nothing)
+        for node in site.inputs:
+            used[node] = used.get(node, nothing) | alive[i]
+    return alive

@@ -1,0 +1,164 @@
+"""OpSpec -> nn.Module: one builder for every kind of operator, and the shape that comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hwnas.errors import SpaceError, nearest
+from hwnas.op import OpSpec
+
+Builder = Callable[[OpSpec], nn.Module]
+B = TypeVar("B", bound=Builder)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How operators of one kind are built, and whether a vector (batch, c_out) comes out instead of a map."""
+
+    build: Builder
+    vector: bool
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def operator(kind: str, *, vector: bool = False) -> Callable[[B], B]:
+    """Decorator: this function builds operators of that kind. A space file may define kinds of its own with it."""
+
+    def register(builder: B) -> B:
+        if kind in _KINDS and _KINDS[kind].build.__module__ != builder.__module__:
+            raise SpaceError(f"operator kind {kind!r} is built by {_KINDS[kind].build.__module__} already; choose another name")
+        _KINDS[kind] = Kind(builder, vector)
+        return builder
+
+    return register
+
+
+def kinds() -> list[str]:
+    """The names of all operator kinds known so far, sorted."""
+    return sorted(_KINDS)
+
+
+def _kind(op: OpSpec) -> Kind:
+    if op.kind not in _KINDS:
+        raise SpaceError(f"no builder for operator kind {op.kind!r}; {nearest(op.kind, _KINDS)}")
+    return _KINDS[op.kind]
+
+
+def build(op: OpSpec) -> nn.Module:
+    """A module that computes the operator: (batch, c_in, height, width) -> (batch, *output_shape(op)).
+
+    Raises:
+        SpaceError: no builder for that kind.
+    """
+    return _kind(op).build(op)
+
+
+def output_shape(op: OpSpec) -> tuple[int, ...]:
+    """Shape of the output without the batch axis: (c_out, out_height, out_width), or (c_out,) of a classifier."""
+    return (op.c_out,) if _kind(op).vector else (op.c_out, op.out_height, op.out_width)
+
+
+def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """A convolution without bias whose output is `ceil(size / stride)` (odd kernels)."""
+    padding = dilation * (kernel - 1) // 2
+    return nn.Conv2d(c_in, c_out, kernel, stride, padding, dilation=dilation, groups=groups, bias=False)
+
+
+class Residual(nn.Module):
+    """body(x) + shortcut(x)."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x) + self.shortcut(x)
+        return out
+
+
+@operator("identity")
+def identity(op: OpSpec) -> nn.Module:
+    """Hands its input on; no node of an exported graph."""
+    if (op.c_in, op.stride) != (op.c_out, 1):
+        raise SpaceError(f"{op} must keep its shape to be an identity")
+    return nn.Identity()
+
+
+@operator("conv_bn_relu")
+def conv_bn_relu(op: OpSpec) -> nn.Module:
+    """Convolution, BatchNorm, ReLU6 (MobileNetV2's stem and last convolution)."""
+    return nn.Sequential(conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation), nn.BatchNorm2d(op.c_out), nn.ReLU6())
+
+
+@operator("conv_bn")
+def conv_bn(op: OpSpec) -> nn.Module:
+    """Convolution and BatchNorm (NAS-Bench-201's stem)."""
+    return nn.Sequential(conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation), nn.BatchNorm2d(op.c_out))
+
+
+@operator("relu_conv_bn")
+def relu_conv_bn(op: OpSpec) -> nn.Module:
+    """ReLU, convolution, BatchNorm: the cell operator of DARTS and NAS-Bench-201."""
+    return nn.Sequential(nn.ReLU(), conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation), nn.BatchNorm2d(op.c_out))
+
+
+@operator("mbconv")
+def mbconv(op: OpSpec) -> nn.Module:
+    """MobileNetV2's inverted bottleneck (arXiv 1801.04381): expand to `hidden`, depthwise, project; residual where shapes allow."""
+    body = nn.Sequential()
+    if op.hidden != op.c_in:
+        body.extend([conv(op.c_in, op.hidden, 1), nn.BatchNorm2d(op.hidden), nn.ReLU6()])
+    body.extend([conv(op.hidden, op.hidden, op.kernel, op.stride, op.hidden), nn.BatchNorm2d(op.hidden), nn.ReLU6()])
+    body.extend([conv(op.hidden, op.c_out, 1), nn.BatchNorm2d(op.c_out)])
+    return Residual(body, nn.Identity()) if op.stride == 1 and op.c_in == op.c_out else body
+
+
+@operator("avg_pool")
+def avg_pool(op: OpSpec) -> nn.Module:
+    """Average pooling whose border windows count only what is inside."""
+    if op.c_in != op.c_out:
+        raise SpaceError(f"{op} must keep its channels to be a pooling")
+    return nn.AvgPool2d(op.kernel, op.stride, (op.kernel - 1) // 2, count_include_pad=False)
+
+
+@operator("resnet_reduction")
+def resnet_reduction(op: OpSpec) -> nn.Module:
+    """The reduction block between NAS-Bench-201's stages (arXiv 2001.00326): two 3x3 convolutions beside pool and 1x1."""
+    body = nn.Sequential(
+        nn.ReLU(), conv(op.c_in, op.c_out, 3, op.stride), nn.BatchNorm2d(op.c_out),
+        nn.ReLU(), conv(op.c_out, op.c_out, 3), nn.BatchNorm2d(op.c_out),
+    )  # fmt: skip
+    return Residual(body, nn.Sequential(nn.AvgPool2d(op.stride, op.stride), conv(op.c_in, op.c_out, 1)))
+
+
+@operator("classifier", vector=True)
+def classifier(op: OpSpec) -> nn.Module:
+    """Global average pooling and a linear layer; `stride` is the larger side of the input."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(op.c_in, op.c_out))
+
+
+@operator("bn_relu_classifier", vector=True)
+def bn_relu_classifier(op: OpSpec) -> nn.Module:
+    """BatchNorm, ReLU, global average pooling and a linear layer."""
+    return nn.Sequential(nn.BatchNorm2d(op.c_in), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(op.c_in, op.c_out))
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """He initialisation (fan out) of convolutions, small normal for linear layers, one and zero for BatchNorm, from `generator`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
+            nn.init.normal_(layer.weight, 0.0, (2.0 / fan_out) ** 0.5, generator=generator)
+        elif isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, 0.01, generator=generator)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)

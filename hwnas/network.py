@@ -1,0 +1,58 @@
+"""Architecture -> nn.Module, and the one walk over a network that it shares with the supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hwnas import layers
+from hwnas.space import Architecture, SearchSpace
+
+
+def execute(
+    space: SearchSpace,
+    indices: Sequence[int],
+    modules: Mapping[str, nn.Module],
+    images: Float[Tensor, "batch channel height width"],
+    weights: Mapping[int, Tensor] | None = None,
+) -> Float[Tensor, "batch classes"]:
+    """The value of the output node where exactly the sites `indices` (topological order, none dead) are there.
+
+    `modules` holds a site's operator under `str(index)`; `weights` scales what a site writes (1 where it is None).
+    A dead input of a site that has others is zeros.
+    """
+    values: dict[str, Tensor] = {space.input: images}
+    for i in indices:
+        site = space.sites[i]
+        inputs = [values[n] if n in values else images.new_zeros(len(images), *space.node_shape(n)) for n in site.inputs]
+        out = modules[str(i)](*inputs)
+        if weights is not None:
+            out = out * weights[i]
+        values[site.output] = values[site.output] + out if site.output in values else out
+    return values[space.output]
+
+
+class Network(nn.Module):
+    """The network of one architecture: its live operators only, keyed by the index of their site in the space.
+
+    Its state dict is a part of the supernet's. Weights are initialised from `generator` where one is given.
+
+    Raises:
+        SpaceError: the architecture is not one of the space's.
+    """
+
+    def __init__(self, space: SearchSpace, arch: Sequence[int], generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.space = space
+        self.arch: Architecture = space.check(arch)
+        self.indices = space.alive(self.arch)
+        self.sites = nn.ModuleDict({str(i): layers.build(space.sites[i].op) for i in self.indices})
+        if generator is not None:
+            layers.initialise(self, generator)
+
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of normalised images."""
+        return execute(self.space, self.indices, self.sites, images)

@@ -1,0 +1,61 @@
+"""Pareto fronts and hypervolume of arrays of minimised objectives; pymoo and moocore do the work."""
+
+from __future__ import annotations
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def nondominated(values: Floats) -> NDArray[np.bool_]:
+    """Which rows of `values` (n, objective) no other row dominates; of equal rows the first; rows with NaN never."""
+    finite = np.isfinite(values).all(1)
+    mask = np.zeros(len(values), dtype=np.bool_)
+    if finite.any():
+        mask[finite] = moocore.is_nondominated(values[finite], keep_weakly=False)
+    return mask
+
+
+def reference_point(values: Floats, margin: float = 0.1) -> Floats:
+    """The nadir of the front of `values` (n, objective), moved outwards by `margin` of its range: where hypervolume is counted from."""
+    front = values[nondominated(values)]
+    low, high = front.min(0), front.max(0)
+    span = np.where(high > low, high - low, np.maximum(np.abs(high), 1e-12))
+    return np.asarray(high + margin * span)
+
+
+def hypervolume(values: Floats, reference: Floats) -> float:
+    """Volume that the rows of `values` (n, objective) dominate within the box below `reference`; 0 of none."""
+    values = values[np.isfinite(values).all(1)]
+    inside = values[(values < reference).all(1)]
+    return float(moocore.hypervolume(inside, ref=reference)) if len(inside) else 0.0
+
+
+def hypervolume_history(values: Floats, reference: Floats) -> Floats:
+    """Hypervolume after each of the first 1, 2, ... rows of `values` (n, objective)."""
+    history = np.zeros(len(values))
+    kept = values[:0]
+    best = 0.0
+    for i, row in enumerate(values):
+        if np.isfinite(row).all() and (row < reference).all() and not (kept <= row).all(1).any():
+            kept = np.vstack([kept[~(row <= kept).all(1)], row])
+            best = hypervolume(kept, reference)
+        history[i] = best
+    return history
+
+
+def spread(values: Floats, most: int) -> NDArray[np.int64]:
+    """Indices of at most `most` rows of a front (n, objective) that cover it evenly: the ends, then farthest from those taken."""
+    if len(values) <= most:
+        return np.arange(len(values))
+    low, high = values.min(0), values.max(0)
+    scaled = (values - low) / np.where(high > low, high - low, 1)
+    taken = [int(scaled[:, -1].argmin())]
+    if most > 1:
+        taken.append(int(scaled[:, -1].argmax()))
+    while len(taken) < most:
+        distance = np.linalg.norm(scaled[:, None] - scaled[taken], axis=2).min(1)
+        taken.append(int(distance.argmax()))
+    return np.sort(np.array(taken[:most]))

@@ -1,0 +1,187 @@
+"""What a searcher is given (Problem) and what it does (ask, tell, state, restore); checks stand here once, for all of them."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hwnas.cost import Cost, CostModel
+from hwnas.errors import BudgetError, ConfigError, nearest
+from hwnas.evaluate import Objective, SharedWeights, Trial
+from hwnas.op import OpSpec
+from hwnas.space import Architecture, SearchSpace
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and JSON-able values: all a searcher needs to go on as if it had never stopped."""
+
+
+@dataclass
+class Problem:
+    """A space, what is minimised, what everything costs, and the budgets that hold.
+
+    `costs` maps a metric to its cost model; `budgets` maps some of these metrics to what must not be exceeded, held
+    against the upper bound of the cost at `confidence`. `shared` is the supernet that gradient searchers train.
+
+    Raises:
+        ConfigError: an objective or budget whose metric nothing gives.
+        BudgetError: not even the cheapest architecture keeps a budget.
+    """
+
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    costs: dict[str, Cost]
+    budgets: dict[str, float] = field(default_factory=dict)
+    confidence: float = 0.95
+    shared: SharedWeights | None = None
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            raise ConfigError("a search needs at least one objective; name some, e.g. objectives: [error, latency_ms]")
+        for metric, limit in self.budgets.items():
+            if metric not in self.costs:
+                raise ConfigError(f"there is a budget on {metric!r}, but nothing gives that metric; {nearest(metric, self.costs)}")
+            if not (math.isfinite(limit) and limit > 0):
+                raise ConfigError(f"the budget on {metric} must be a positive number, but is {limit}")
+            cost = self.costs[metric]
+            arch = cost.cheapest()
+            bound = float(cost.upper([arch], self.confidence)[0])
+            if bound > limit:
+                raise BudgetError(
+                    f"the budget {metric}={limit:g} cannot be met: the cheapest architecture of {self.space.name} "
+                    f"({self.space.describe(arch)}) needs up to {bound:.4g}, most of it for {dominating(cost, arch)}; "
+                    f"raise the budget to at least {bound:.4g} or choose a smaller space"
+                )
+
+    def feasible(self, archs: Sequence[Architecture]) -> NDArray[np.bool_]:
+        """Which architectures keep every budget by their upper bound."""
+        keep = np.ones(len(archs), dtype=np.bool_)
+        if len(archs):
+            for metric, limit in self.budgets.items():
+                keep &= self.costs[metric].upper(archs, self.confidence).numpy() <= limit
+        return keep
+
+    def random(self, rng: np.random.Generator) -> Architecture:
+        """A random architecture that keeps the budgets: by rejection, or where that fails by a walk from the cheapest."""
+        for _ in range(20):
+            archs = [self.space.random(rng) for _ in range(16)]
+            keep = self.feasible(archs)
+            if keep.any():
+                return archs[int(keep.argmax())]
+        return self.walk(self.anchor, rng)
+
+    @cached_property
+    def anchor(self) -> Architecture:
+        """An architecture that keeps every budget.
+
+        Raises:
+            BudgetError: each budget can be met, but none of the cheapest architectures meets all of them.
+        """
+        for metric in self.budgets:
+            arch = self.costs[metric].cheapest()
+            if bool(self.feasible([arch])[0]):
+                return arch
+        raise BudgetError(f"no architecture of {self.space.name} was found that keeps all of {self.budgets}; loosen one of them")
+
+    def walk(self, arch: Architecture, rng: np.random.Generator, steps: int = 0) -> Architecture:
+        """Random changes of single slots from a feasible `arch`, each kept if the budgets still hold (default: 4 a slot)."""
+        for _ in range(steps or 4 * len(self.space.slots)):
+            slot = int(rng.integers(len(self.space.slots)))
+            near = (*arch[:slot], int(rng.integers(self.space.num_choices[slot])), *arch[slot + 1 :])
+            if self.space.graph(near) and bool(self.feasible([near])[0]):
+                arch = near
+        return arch
+
+    def known(self, archs: Sequence[Architecture]) -> dict[str, NDArray[np.float64]]:
+        """The cost of each architecture by metric: known before anything is trained."""
+        return {metric: cost.of(archs).numpy() for metric, cost in self.costs.items()}
+
+
+def dominating(cost: Cost, arch: Architecture, most: int = 3) -> str:
+    """The operators that an architecture spends most on, with their share, as text."""
+    if not isinstance(cost, CostModel):
+        return "its largest activations"
+    prices: dict[OpSpec, float] = dict(zip(cost.operators, cost.price.tolist(), strict=True))
+    spent: dict[str, float] = {}
+    for op in cost.space.lower(arch):
+        spent[str(op)] = spent.get(str(op), 0.0) + prices[op]
+    if cost.offset:
+        spent["what every network costs"] = cost.offset
+    total = sum(spent.values()) or 1.0
+    top = sorted(spent.items(), key=lambda item: -item[1])[:most]
+    return ", ".join(f"{name} ({value / total:.0%})" for name, value in top)
+
+
+class Searcher(abc.ABC):
+    """Ask for architectures, be told what they are worth. One file in `hwnas/searchers/` with one subclass is a searcher.
+
+    A subclass takes `problem` and `rng` positionally and its options keyword-only; it draws randomness only from
+    `rng` and generators seeded from it, and implements `propose`, and if it has something to learn or to save
+    `learn`, `save` and `load`.
+    """
+
+    needs_shared_weights: ClassVar[bool] = False
+    """Whether it trains `problem.shared` itself."""
+
+    def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
+        self.problem = problem
+        self.rng = rng
+        if self.needs_shared_weights and problem.shared is None:
+            raise ConfigError(f"{type(self).__name__} trains a supernet and needs data to train it on; give the experiment a data section")
+
+    def ask(self, n: int) -> list[Architecture]:
+        """At most `n` valid architectures within the budgets; none when the searcher has nothing more to ask."""
+        if n < 1:
+            raise ConfigError(f"a searcher must be asked for at least 1 architecture, but got {n}")
+        archs = self.propose(n)
+        assert len(archs) <= n, f"{type(self).__name__} proposed {len(archs)} architectures, asked for {n}"
+        checked = [self.problem.space.check(arch) for arch in archs]
+        assert bool(self.problem.feasible(checked).all()), f"{type(self).__name__} proposed an architecture over budget"
+        return checked
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Hands over finished trials; those with a value that is not finite teach nothing and are left out."""
+        names = [objective.name for objective in self.problem.objectives]
+        self.learn([trial for trial in trials if all(math.isfinite(trial.values.get(name, math.nan)) for name in names)])
+
+    def state(self) -> State:
+        """Everything needed to continue."""
+        tensors, values = self.save()
+        return tensors, {**values, "rng": self.rng.bit_generator.state}
+
+    def restore(self, state: State) -> None:
+        """Continues from what `state` gave: asks what it would have asked."""
+        tensors, values = state
+        self.rng.bit_generator.state = values["rng"]
+        self.load(tensors, {key: value for key, value in values.items() if key != "rng"})
+
+    @abc.abstractmethod
+    def propose(self, n: int) -> list[Architecture]:
+        """At most n architectures."""
+
+    def learn(self, trials: Sequence[Trial]) -> None:
+        """Takes in finished trials, possibly none."""
+
+    def save(self) -> State:
+        """Tensors and JSON-able values beside the generator's state."""
+        return {}, {}
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """The inverse of `save`."""
+
+    def vectors(self, trials: Sequence[Trial]) -> NDArray[np.float64]:
+        """Minimised objectives, (trial, objective)."""
+        rows = [trial.vector(self.problem.objectives) for trial in trials]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.problem.objectives))
+
+    def torch_generator(self) -> torch.Generator:
+        """A torch generator seeded from `rng`."""
+        return torch.Generator().manual_seed(int(self.rng.integers(2**62)))

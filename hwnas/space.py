@@ -1,0 +1,236 @@
+"""Sites and search spaces: which operators a network may contain, and under which decisions. Said once, used by all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hwnas import plugins
+from hwnas.errors import SpaceError
+from hwnas.op import OpSpec
+
+Architecture = tuple[int, ...]
+Decision = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One decision of the search: its name and the labels of its choices."""
+
+    name: str
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Operator `op` reads the nodes `inputs` and adds into node `output` where all decisions `when` = ((slot, choice), ...) hold."""
+
+    op: OpSpec
+    inputs: tuple[str, ...]
+    output: str
+    when: tuple[Decision, ...] = ()
+
+
+@dataclass(eq=False)
+class SearchSpace:
+    """Slots and sites; a node's value is the sum of what its active sites wrote.
+
+    `sites` stand in topological order: what a site reads is the input node or written by an earlier site.
+    A space is one file in `hwnas/spaces/` with a subclass whose keyword-only constructor arguments are its options.
+    """
+
+    input_shape: tuple[int, int, int]
+    classes: int
+    slots: tuple[Slot, ...]
+    sites: tuple[Site, ...]
+    input: str = "input"
+    output: str = "output"
+    name: str = "unnamed"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        written = {self.input}
+        for site in self.sites:
+            for node in site.inputs:
+                if node not in written:
+                    raise SpaceError(f"site {site.op} reads node {node!r}, which no earlier site of {self.name} writes")
+            seen = [slot for slot, _ in site.when]
+            if len(seen) != len(set(seen)):
+                raise SpaceError(f"site {site.op} of {self.name} names a slot twice in its decisions {site.when}")
+            for slot, choice in site.when:
+                if not (0 <= slot < len(self.slots) and 0 <= choice < len(self.slots[slot].choices)):
+                    raise SpaceError(f"site {site.op} of {self.name} hangs on decision {(slot, choice)}, which does not exist")
+            written.add(site.output)
+        if self.output not in written:
+            raise SpaceError(f"no site of {self.name} writes the output node {self.output!r}")
+
+    @cached_property
+    def num_choices(self) -> tuple[int, ...]:
+        """The number of choices of each slot."""
+        return tuple(len(slot.choices) for slot in self.slots)
+
+    @property
+    def size(self) -> int:
+        """How many assignments of choices to slots there are (dead and duplicate networks included)."""
+        return math.prod(self.num_choices)
+
+    @cached_property
+    def id(self) -> str:
+        """Name and a digest of the slots and sites: equal ids mean the same space, whatever the options were called."""
+        content = json.dumps([self.slots, [(str(s.op), s.inputs, s.output, s.when) for s in self.sites]], default=_plain)
+        return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+    def check(self, arch: Iterable[int]) -> Architecture:
+        """The architecture as a tuple of ints.
+
+        Raises:
+            SpaceError: wrong length, a choice that does not exist, or a network whose output nothing feeds.
+        """
+        checked = tuple(int(choice) for choice in arch)
+        if len(checked) != len(self.slots):
+            raise SpaceError(f"an architecture of {self.name} has {len(self.slots)} choices, but got {len(checked)}: {checked}")
+        for slot, choice in zip(self.slots, checked, strict=True):
+            if not 0 <= choice < len(slot.choices):
+                raise SpaceError(f"slot {slot.name} of {self.name} has choices 0..{len(slot.choices) - 1}, but got {choice}")
+        if not self.graph(checked):
+            raise SpaceError(f"{self.describe(checked)} of {self.name} has no path from its input to its output")
+        return checked
+
+    def is_valid(self, arch: Iterable[int]) -> bool:
+        """Whether `check` accepts the architecture."""
+        try:
+            self.check(arch)
+        except SpaceError:
+            return False
+        return True
+
+    def active(self, arch: Sequence[int]) -> tuple[Site, ...]:
+        """The sites whose decisions hold, dead or alive."""
+        return tuple(self.sites[i] for i in self._active(arch))
+
+    def graph(self, arch: Sequence[int]) -> tuple[Site, ...]:
+        """The sites that are active and alive (fed by the input, used by the output), in topological order."""
+        return tuple(self.sites[i] for i in self.alive(arch))
+
+    def alive(self, arch: Sequence[int]) -> tuple[int, ...]:
+        """The indices in `sites` of `graph(arch)`: equal for architectures that are the same network."""
+        return self.prune(self._active(arch))
+
+    def lower(self, arch: Sequence[int]) -> tuple[OpSpec, ...]:
+        """The operators of the network, in topological order."""
+        return tuple(site.op for site in self.graph(arch))
+
+    def prune(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """Those of the site indices that lie on a path from the input to the output."""
+        fed = {self.input}
+        reached = []
+        for i in indices:
+            if any(node in fed for node in self.sites[i].inputs):
+                fed.add(self.sites[i].output)
+                reached.append(i)
+        used = {self.output}
+        kept = []
+        for i in reversed(reached):
+            if self.sites[i].output in used:
+                used.update(self.sites[i].inputs)
+                kept.append(i)
+        return tuple(reversed(kept))
+
+    def _active(self, arch: Sequence[int]) -> list[int]:
+        indices = set(self._unconditional)
+        for decision in enumerate(arch):
+            for i in self._by_first_decision.get(decision, ()):
+                if all(arch[slot] == choice for slot, choice in self.sites[i].when):
+                    indices.add(i)
+        return sorted(indices)
+
+    @cached_property
+    def _unconditional(self) -> tuple[int, ...]:
+        return tuple(i for i, site in enumerate(self.sites) if not site.when)
+
+    @cached_property
+    def _by_first_decision(self) -> dict[Decision, list[int]]:
+        found: dict[Decision, list[int]] = {}
+        for i, site in enumerate(self.sites):
+            if site.when:
+                found.setdefault(site.when[0], []).append(i)
+        return found
+
+    def operators(self) -> tuple[OpSpec, ...]:
+        """Every distinct operator the space may need, sorted by key."""
+        return tuple(sorted({site.op for site in self.sites}, key=str))
+
+    def node_shape(self, node: str) -> tuple[int, int, int]:
+        """(channels, height, width) of a node's value."""
+        if node == self.input:
+            return self.input_shape
+        return self._node_shapes[node]
+
+    @cached_property
+    def _node_shapes(self) -> dict[str, tuple[int, int, int]]:
+        shapes: dict[str, tuple[int, int, int]] = {}
+        for site in self.sites:
+            shape = (site.op.c_out, site.op.out_height, site.op.out_width)
+            if shapes.setdefault(site.output, shape) != shape:
+                raise SpaceError(f"node {site.output!r} of {self.name} is written with shapes {shapes[site.output]} and {shape}")
+        return shapes
+
+    def random(self, rng: np.random.Generator) -> Architecture:
+        """An architecture drawn uniformly from the valid ones."""
+        for _ in range(1000):
+            arch = tuple(int(rng.integers(n)) for n in self.num_choices)
+            if self.graph(arch):
+                return arch
+        raise SpaceError(f"none of 1000 random architectures of {self.name} has a path from input to output; mend its sites")
+
+    def all(self) -> Iterator[Architecture]:
+        """Every assignment of choices, also those without a path to the output, in lexicographic order."""
+        return (tuple(int(i) for i in index) for index in np.ndindex(*self.num_choices))
+
+    def describe(self, arch: Sequence[int]) -> str:
+        """The architecture in the labels of its choices, `slot=label` separated by blanks."""
+        return " ".join(f"{slot.name}={slot.choices[choice]}" for slot, choice in zip(self.slots, arch, strict=True))
+
+    def parse(self, text: str) -> Architecture:
+        """The architecture written as choice numbers (`0,3,1`) or as `describe` writes it.
+
+        Raises:
+            SpaceError: the text is neither, or names a slot or label that does not exist.
+        """
+        words = text.replace(",", " ").split()
+        if all(word.lstrip("-").isdigit() for word in words):
+            return self.check(int(word) for word in words)
+        chosen = dict(word.partition("=")[::2] for word in words)
+        missing = [slot.name for slot in self.slots if slot.name not in chosen]
+        if missing or len(chosen) != len(self.slots):
+            raise SpaceError(f"{text!r} must give every slot of {self.name} once; missing: {', '.join(missing) or 'none'}")
+        for slot in self.slots:
+            if chosen[slot.name] not in slot.choices:
+                raise SpaceError(f"slot {slot.name} has choices {', '.join(slot.choices)}, but got {chosen[slot.name]!r}")
+        return self.check(slot.choices.index(chosen[slot.name]) for slot in self.slots)
+
+
+def _plain(value: Slot) -> list[Any]:
+    return [value.name, list(value.choices)]
+
+
+def load_space(name: str, options: dict[str, Any] | None = None) -> SearchSpace:
+    """The space of `hwnas/spaces/<name>.py` made with these options, which it keeps, JSON-able, in `options`.
+
+    Raises:
+        PluginError: there is no such space.
+        ConfigError: an option that it does not have or that is out of range.
+    """
+    from pydantic_core import to_jsonable_python
+
+    checked = plugins.options("spaces", name, options or {})
+    space: SearchSpace = plugins.load("spaces", name)(**checked)
+    space.name, space.options = name, to_jsonable_python(checked)
+    return space

@@ -1,0 +1,63 @@
+"""NAS-Bench-201 (arXiv 2001.00326): one cell of 4 nodes and 6 edges, five operators an edge, repeated in three stages.
+
+All cells share their decisions. Edges stand in the order of the published architecture string: (0,1) (0,2) (1,2) (0,3) (1,3) (2,3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+
+from hwnas.op import OpSpec
+from hwnas.space import SearchSpace, Site, Slot
+
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+_OPERATORS: dict[str, Callable[[int, int], OpSpec] | None] = {
+    "none": None,
+    "skip_connect": lambda c, side: OpSpec("identity", c, c, side, side),
+    "nor_conv_1x1": lambda c, side: OpSpec("relu_conv_bn", c, c, side, side),
+    "nor_conv_3x3": lambda c, side: OpSpec("relu_conv_bn", c, c, side, side, kernel=3),
+    "avg_pool_3x3": lambda c, side: OpSpec("avg_pool", c, c, side, side, kernel=3),
+}
+
+
+class NASBench201(SearchSpace):
+    """The published space with `cells` = 5 a stage, `width` = 16 and 32x32 images; smaller ones for experiments."""
+
+    def __init__(
+        self,
+        *,
+        input_size: Annotated[int, Field(ge=8)] = 32,
+        channels: Annotated[int, Field(ge=1)] = 3,
+        classes: Annotated[int, Field(ge=2)] = 10,
+        width: Annotated[int, Field(ge=1)] = 16,
+        cells: Annotated[int, Field(ge=1)] = 5,
+    ) -> None:
+        slots = tuple(Slot(f"{target}<-{source}", tuple(_OPERATORS)) for source, target in EDGES)
+        sites = [Site(OpSpec("conv_bn", channels, width, input_size, input_size, kernel=3), ("input",), "stem")]
+        node, side = "stem", input_size
+        for stage in range(1, 4):
+            if stage > 1:
+                reduction = OpSpec("resnet_reduction", width, 2 * width, side, side, stride=2)
+                sites.append(Site(reduction, (node,), f"reduction{stage - 1}"))
+                node, width, side = f"reduction{stage - 1}", 2 * width, -(-side // 2)
+            for cell in range(1, cells + 1):
+                nodes = [node, *(f"s{stage}.c{cell}.n{i}" for i in (1, 2, 3))]
+                for slot, (source, target) in enumerate(EDGES):
+                    for choice, spec in enumerate(_OPERATORS.values()):
+                        if spec is not None:
+                            sites.append(Site(spec(width, side), (nodes[source],), nodes[target], ((slot, choice),)))
+                node = nodes[3]
+        head = OpSpec("bn_relu_classifier", width, classes, side, side, stride=side)
+        sites.append(Site(head, (node,), "output"))
+        super().__init__((channels, input_size, input_size), classes, slots, tuple(sites))
+
+    def describe(self, arch: tuple[int, ...] | list[int]) -> str:  # type: ignore[override]
+        """The published architecture string, e.g. `|avg_pool_3x3~0|+|...`."""
+        names = list(_OPERATORS)
+        groups: dict[int, list[str]] = {}
+        for (source, target), choice in zip(EDGES, arch, strict=True):
+            groups.setdefault(target, []).append(f"{names[choice]}~{source}")
+        return "+".join("|" + "|".join(group) + "|" for group in groups.values())
