@@ -64,5 +64,5 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except json.JSONDecodeError:
         metadata = None
     if not isinstance(metadata, dict):
-        raise RunError(f"{path} is a safetensors file that hwnas did not write; move it away or choose another checkpoint")
+        raise RunError(f"{path} is a safetensors file that hwnas did not write; choose another place for the checkpoint")
     return tensors, metadata

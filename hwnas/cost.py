@@ -14,7 +14,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from hwnas import resources
-from hwnas.errors import ConfigError, SpaceError, TableError
+from hwnas.errors import ConfigError, MissingPriceError, SpaceError, TableError
 from hwnas.op import OpSpec
 from hwnas.space import Architecture, Decision, SearchSpace
 
@@ -25,6 +25,8 @@ _IN_CACHE = 1 << 13  # entries of a table that stays in the first cache level
 _CHUNK = 1 << 14  # architectures looked up at a time
 
 Prices = Mapping[OpSpec, float] | Callable[[OpSpec], float]
+Patterns = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ class CostModel(nn.Module):
 
     That probability is the product of the probabilities of the site's decisions, times the probability that the site
     is alive given them. The latter is exact: choices that wire the network alike are one class, and the presence
-    patterns of the classes are enumerated (NAS-Bench-201: 2^6).
+    patterns of the classes are enumerated (NAS-Bench-201: 4^6).
 
     Args:
         prices: the price of each of `space.operators()`, in the unit that ends `metric`'s name.
@@ -75,17 +77,16 @@ class CostModel(nn.Module):
 
     def forward(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch"]:
         """Expected cost under independent choices; exact on one-hot rows. Rows are padded with zeros behind the last choice."""
-        out: Tensor = self._terms.presence(probs) @ self.term_price.to(probs.dtype) + self.offset
+        out: Tensor = self._terms.presence(probs) @ self.term_price.to(probs) + self.offset
         return out
 
     def of(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
         """Cost of each architecture, by lookup: millions a second."""
         archs = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
         if self._lookup is None:
-            out: Tensor = self(one_hot(self.space, archs).to(torch.float64))
-            return out
+            return torch.cat([self._terms.present(rows) @ self.term_price for rows in archs.split(_CHUNK)]) + self.offset
         out = self.price.new_full((len(archs),), self._fixed)
-        for rows, cost in zip(archs.split(_CHUNK), out.split(_CHUNK), strict=True):
+        for rows, cost in zip(torch.split(archs, _CHUNK), torch.split(out, _CHUNK), strict=True):
             columns = rows.T.contiguous()
             for slots, table in self._lookup:
                 index = columns[slots[0]]
@@ -97,8 +98,7 @@ class CostModel(nn.Module):
     def counts(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n operator"]:
         """How often each of `operators` occurs in each architecture's network."""
         archs = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
-        out: Tensor = self._terms.presence(one_hot(self.space, archs).to(torch.float64)) @ self._terms.usage
-        return out
+        return self._terms.present(archs) @ self._terms.usage
 
     def deviation(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
         """Standard deviation of the true cost about `of(archs)`; 0 for counted metrics."""
@@ -131,8 +131,7 @@ class CostModel(nn.Module):
             archs = torch.zeros(math.prod(shape), len(space.slots), dtype=torch.int64)
             for slot, column in zip(slots, np.indices(shape).reshape(len(shape), -1), strict=True):
                 archs[:, slot] = torch.as_tensor(column)
-            present = self._terms.presence(one_hot(space, archs).to(torch.float64))
-            tables.append((slots, present[:, rows] @ self.term_price[rows]))
+            tables.append((slots, self._terms.present(archs)[:, rows] @ self.term_price[rows]))
         return tables
 
     @cached_property
@@ -159,7 +158,7 @@ class PeakMemory(nn.Module):
         """
         if not bool(((probs == 0) | (probs == 1)).all()):
             raise ConfigError("peak_mb is not a sum over operators and has no expectation to follow; use SNAS's `score` estimator for it")
-        return self.of(probs.argmax(-1).flatten(0, -2)).to(probs.dtype).reshape(probs.shape[:-2])
+        return self.of(probs.argmax(-1).reshape(-1, len(self.space.slots))).to(probs).reshape(probs.shape[:-2])
 
     def of(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
         """Peak memory of each architecture, MB."""
@@ -193,8 +192,7 @@ def choice_mask(space: SearchSpace) -> Bool[Tensor, "slot choice"]:
 def cheapest(cost: Cost, space: SearchSpace, seed: int = 0) -> Architecture:
     """An architecture of least cost among the valid: all of them up to 2^16, else coordinate descent from 16 random starts."""
     if space.size <= MOST_PATTERNS:
-        archs = [arch for arch in space.all() if space.graph(arch)]
-        return archs[int(cost.of(archs).argmin())]
+        return _least(cost, space, list(space.all()))[1]
     rng = np.random.default_rng(seed)
     best: tuple[float, Architecture] = (math.inf, ())
     for _ in range(16):
@@ -202,17 +200,30 @@ def cheapest(cost: Cost, space: SearchSpace, seed: int = 0) -> Architecture:
         value = math.inf
         while True:
             near = [(*arch[:s], c, *arch[s + 1 :]) for s, n in enumerate(space.num_choices) for c in range(n)]
-            near = [candidate for candidate in near if space.graph(candidate)]
-            costs = cost.of(near)
-            if float(costs.min()) >= value:
+            least = _least(cost, space, near)
+            if least[0] >= value:
                 break
-            value, arch = float(costs.min()), near[int(costs.argmin())]
+            value, arch = least
         best = min(best, (value, arch))
     return best[1]
 
 
+def _least(cost: Cost, space: SearchSpace, archs: Sequence[Architecture]) -> tuple[float, Architecture]:
+    """The valid architecture of least cost, after its cost."""
+    costs = cost.of(archs)
+    for i in costs.argsort(stable=True).tolist():
+        if space.graph(archs[i]):
+            return float(costs[i]), archs[i]
+    raise SpaceError(f"no architecture of {space.name} has a path from input to output; mend its sites")
+
+
 def _price(prices: Prices, op: OpSpec, metric: str) -> float:
-    value = float(prices(op) if callable(prices) else prices[op])
+    try:
+        value = float(prices(op) if callable(prices) else prices[op])
+    except MissingPriceError:
+        raise
+    except KeyError:
+        raise MissingPriceError(f"there is no {metric} price of {op}; measure or add it") from None
     if not (math.isfinite(value) and value >= 0):
         raise TableError(f"the {metric} price of {op} must be finite and not negative, but is {value}; measure that row again")
     return value
@@ -231,7 +242,7 @@ class _Terms:
         alive = _alive(space, classes, live_slots, patterns)
         index = {op: i for i, op in enumerate(operators)}
         found: dict[tuple[tuple[Decision, ...], bytes], dict[int, int]] = {}
-        bits: dict[bytes, np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}
+        bits: dict[bytes, Mask] = {}
         for site, lives in zip(space.sites, alive, strict=True):
             match = _matches(site.when, classes, live_slots, patterns)
             key = b"" if bool(lives[match].all()) else lives.tobytes()
@@ -245,17 +256,16 @@ class _Terms:
                 self.usage[row, column] = number
         self._index_presence(classes, patterns, bits)
 
-    def _index_presence(
-        self, classes: list[list[int]], patterns: np.ndarray[tuple[int, int], np.dtype[np.int64]], bits: Mapping[bytes, np.ndarray[tuple[int], np.dtype[np.bool_]]]
-    ) -> None:
+    def _index_presence(self, classes: list[list[int]], patterns: Patterns, bits: Mapping[bytes, Mask]) -> None:
         space = self.space
         width = max(space.num_choices, default=1)
         longest = max((len(when) for when, _ in self.terms), default=0)
         pad = len(space.slots) * width
         flat = [[slot * width + choice for slot, choice in when] + [pad] * (longest - len(when)) for when, _ in self.terms]
         self.flat = torch.tensor(flat, dtype=torch.int64).reshape(len(self.terms), longest)
-        # groups of terms that may be dead: the same slots decide them, so the other slots' patterns are one product
-        self.groups: list[tuple[list[int], Tensor, Tensor]] = []
+        # groups of terms that may be dead: the same slots choose them, so whether they live depends on the other slots
+        self.groups: list[tuple[list[int], Tensor, Tensor, Tensor]] = []
+        self.sizes = sizes = [max(classes[slot]) + 1 for slot in self.live_slots]
         grouped: dict[tuple[int, ...], list[int]] = {}
         for row, (when, key) in enumerate(self.terms):
             if key:
@@ -263,29 +273,47 @@ class _Terms:
         for slots, rows in grouped.items():
             others = [k for k, slot in enumerate(self.live_slots) if slot not in slots]
             live = np.stack([bits[self.terms[row][1]] for row in rows], 1)
-            self.groups.append((others, torch.tensor(rows), torch.as_tensor(live)))
+            chosen = tuple(k for k, slot in enumerate(self.live_slots) if slot in slots)
+            given = live.reshape(*sizes, len(rows)).sum(chosen, dtype=np.int64)
+            self.groups.append((others, torch.tensor(rows), torch.as_tensor(live), torch.as_tensor(given)))
         self.members = torch.zeros(len(self.live_slots), width, max((max(classes[s]) + 1 for s in self.live_slots), default=1))
         for k, slot in enumerate(self.live_slots):
             for choice, group in enumerate(classes[slot]):
                 self.members[k, choice, group] = 1
-        self.patterns = torch.as_tensor(patterns.T.copy())
 
     def presence(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch term"]:
         """Probability that each term is in the network."""
         space = self.space
         if probs.shape[-2:] != (len(space.slots), max(space.num_choices, default=1)):
-            raise SpaceError(f"probs of {space.name} must end in {(len(space.slots), max(space.num_choices))}, but have shape {tuple(probs.shape)}")
+            wanted = (len(space.slots), max(space.num_choices, default=1))
+            raise SpaceError(f"probs of {space.name} must end in {wanted}, but have shape {tuple(probs.shape)}")
         flat = nn.functional.pad(probs.flatten(-2), (0, 1), value=1.0)
         present = flat[..., self.flat].prod(-1)
         if not self.groups:
             return present
-        share = torch.einsum("...sc,scg->...sg", probs[..., self.live_slots, :], self.members.to(probs.dtype))
-        pattern = share.gather(-1, self.patterns.expand(*share.shape[:-1], self.patterns.shape[-1]))
+        share = torch.einsum("...sc,scg->...sg", probs[..., self.live_slots, :], self.members.to(probs))
         factor = torch.ones_like(present)
-        for others, rows, live in self.groups:
-            given = pattern[..., others, :].prod(-2) @ live.to(probs.dtype)
-            factor = factor.index_copy(-1, rows, given)
+        for others, rows, _, live in self.groups:
+            alive = live.to(probs.dtype).expand(*probs.shape[:-2], *live.shape).flatten(probs.dim() - 2)
+            for k in others:
+                alive = (share[..., k, : self.sizes[k], None] * alive.unflatten(-1, (self.sizes[k], -1))).sum(-2)
+            factor = factor.index_copy(-1, rows, alive)
         return present * factor
+
+    def present(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n term"]:
+        """1 where a term is in an architecture's network: `presence` of one-hot rows, by lookup."""
+        space = self.space
+        width = max(space.num_choices, default=1)
+        flat = nn.functional.pad(archs, (0, 1)) + torch.arange(len(space.slots) + 1) * width
+        chosen = torch.zeros(len(archs), (len(space.slots) + 1) * width, dtype=torch.float64).scatter_(1, flat, 1.0)
+        out = chosen[:, self.flat].prod(-1)
+        if self.groups:
+            pattern = archs.new_zeros(len(archs))
+            for k, slot in enumerate(self.live_slots):
+                pattern = pattern * self.sizes[k] + self.members[k].argmax(-1)[archs[:, slot]]
+            for _, rows, live, _ in self.groups:
+                out[:, rows] = out[:, rows] * live[pattern]
+        return out
 
     @property
     def always(self) -> list[int]:
@@ -296,9 +324,9 @@ class _Terms:
         """The other terms by the slots that decide them; groups are joined while few joint choices come of it."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for row, (when, key) in enumerate(self.terms):
-            slots = {slot for slot, _ in when} | (set(self.live_slots) if key else set())
-            if slots:
-                groups.setdefault(tuple(sorted(slots)), []).append(row)
+            deciding = {slot for slot, _ in when} | (set(self.live_slots) if key else set())
+            if deciding:
+                groups.setdefault(tuple(sorted(deciding)), []).append(row)
         joined: dict[tuple[int, ...], list[int]] = {}
         for slots in sorted(groups):
             for other in joined:
@@ -311,7 +339,7 @@ class _Terms:
         return joined
 
 
-def _patterns(space: SearchSpace) -> tuple[list[list[int]], list[int], np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
+def _patterns(space: SearchSpace) -> tuple[list[list[int]], list[int], Patterns]:
     """For each slot the wiring class of each choice; the slots with more than one class; all patterns (pattern, live slot)."""
     classes = [list(range(n)) for n in space.num_choices]
     changed = True
@@ -335,13 +363,11 @@ def _patterns(space: SearchSpace) -> tuple[list[list[int]], list[int], np.ndarra
             f"{space.name} has {number} presence patterns, more than the {MOST_PATTERNS} that are enumerated for its expected cost; "
             "search it with a searcher that prices whole architectures"
         )
-    grid = np.indices([len(set(classes[slot])) for slot in live], dtype=np.int64).reshape(len(live), -1).T
+    grid = np.indices([len(set(classes[slot])) for slot in live], dtype=np.int64).reshape(len(live), number).T
     return classes, live, grid.reshape(number, len(live))
 
 
-def _matches(
-    when: tuple[Decision, ...], classes: list[list[int]], live_slots: list[int], patterns: np.ndarray[tuple[int, int], np.dtype[np.int64]]
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _matches(when: tuple[Decision, ...], classes: list[list[int]], live_slots: list[int], patterns: Patterns) -> Mask:
     match = np.ones(len(patterns), dtype=np.bool_)
     for slot, choice in when:
         if slot in live_slots:
@@ -349,9 +375,7 @@ def _matches(
     return match
 
 
-def _alive(
-    space: SearchSpace, classes: list[list[int]], live_slots: list[int], patterns: np.ndarray[tuple[int, int], np.dtype[np.int64]]
-) -> list[np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+def _alive(space: SearchSpace, classes: list[list[int]], live_slots: list[int], patterns: Patterns) -> list[Mask]:
     """For every site: in which patterns it is there, fed and used."""
     nothing = np.zeros(len(patterns), dtype=np.bool_)
     fed = {space.input: ~nothing}

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from hwnas.checkpoint import load_state, save_state
 from hwnas.data import Dataset
-from hwnas.errors import ConfigError, nearest
+from hwnas.errors import ConfigError, RunError, nearest
 from hwnas.network import Network
 from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet import Supernet
 from hwnas.train import TrainSettings, evaluate_accuracy, recalibrate_batch_norm, train
 
+Draw = Callable[[np.random.Generator], Architecture]
+
 MEASURED: dict[str, Literal["min", "max"]] = {"error": "min", "accuracy": "max", "loss": "min"}
 """The objectives that an evaluator gives; every other objective is a metric of a cost model, and minimised."""
+
+BATCH = 64
+"""Images scored at a time: on a CPU 256 take 2 to 3 times longer each, their activations being larger than its caches."""
+RECALIBRATION_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,30 +94,92 @@ class ShortTraining:
         return score(network, self.data)
 
 
-def score(network: torch.nn.Module, data: Dataset) -> dict[str, float]:
+def score(network: nn.Module, data: Dataset) -> dict[str, float]:
     """`error`, `accuracy` and `loss` of a trained network on the validation part."""
-    found = evaluate_accuracy(network, data, data.valid)
+    found = evaluate_accuracy(network, data, data.valid, BATCH)
     return {"error": 1.0 - found.accuracy, "accuracy": found.accuracy, "loss": found.loss}
+
+
+class SinglePath(nn.Module):
+    """A supernet whose every training pass is the network of one architecture, drawn anew.
+
+    What `draw` is given is seeded from torch's global generator, which `train` seeds for every epoch, as it does for dropout.
+    """
+
+    def __init__(self, supernet: Supernet, draw: Draw) -> None:
+        super().__init__()
+        self.supernet = supernet
+        self.draw = draw
+
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of the drawn network."""
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        logits: Tensor = self.supernet.of(images, self.draw(rng))
+        return logits
 
 
 class SharedWeights:
     """A supernet, the data it is trained on, and how an architecture is scored with its weights.
 
-    Who trains it: a gradient searcher inside `ask`, or else `prepare`, one uniformly drawn architecture a batch.
+    Who trains it: a gradient searcher inside `ask`, or else `prepare`, one random architecture a batch (arXiv 1904.00420).
+
+    Args:
+        settings: how `prepare` trains; of these a gradient searcher takes the accelerator and the precision.
+        checkpoint: a file rewritten after each epoch, from which an interrupted training goes on.
+        draw: gives the architectures that `prepare` trains; by default any of the space. Give `Problem.random` where there
+            are budgets, so that the weights are not trained for networks that are never asked for.
     """
 
-    def __init__(self, space: SearchSpace, data: Dataset, settings: TrainSettings, seed: int, checkpoint: Path | None = None) -> None:
+    def __init__(
+        self, space: SearchSpace, data: Dataset, settings: TrainSettings, seed: int,
+        checkpoint: Path | None = None, draw: Draw | None = None,
+    ) -> None:  # fmt: skip
         self.space, self.data, self.settings, self.seed, self.checkpoint = space, data, settings, seed, checkpoint
-        self.supernet = Supernet(space, torch.Generator().manual_seed(seed))
-        self.recalibration_batches = 4
+        self.draw = draw or space.random
+        self.supernet = Supernet(space, torch.Generator().manual_seed(seed)).to(memory_format=torch.channels_last)
+        self._prepared = False
+
+    def prepare(self, progress: Callable[[int, int], None]) -> None:
+        """Trains the supernet, once; `progress(done, of)` counts epochs. Not for a supernet that a searcher trains.
+
+        Raises:
+            RunError: the checkpoint is damaged or belongs to another training.
+            ConfigError: the training diverged.
+        """
+        epochs = self.settings.epochs
+        if not self._prepared:
+            report = train(
+                SinglePath(self.supernet, self.draw), self.data, self.settings, self.seed,
+                on_epoch=lambda epoch, loss: progress(epoch + 1, epochs), checkpoint=self.checkpoint,
+            )  # fmt: skip
+            if report.diverged:
+                epoch, lr = len(report.losses), self.settings.lr
+                raise ConfigError(f"the supernet's loss became no number in epoch {epoch}; lower lr (now {lr:g})")
+            self._prepared = True
+        progress(epochs, epochs)
 
     def evaluate(self, arch: Architecture, seed: int) -> dict[str, float]:
         """Values of the architecture with a copy of the shared weights, BatchNorm recalibrated; no training."""
-        network = self.supernet.extract(arch)
+        device = next(self.supernet.parameters()).device
+        network = self.supernet.extract(arch).to(device, memory_format=torch.channels_last)
         generator = torch.Generator().manual_seed(seed)
-        recalibrate_batch_norm(network, self.data, batch_size=self.settings.batch_size, generator=generator, batches=self.recalibration_batches)
+        recalibrate_batch_norm(network, self.data, batch_size=BATCH, generator=generator, batches=RECALIBRATION_BATCHES)
         return score(network, self.data)
 
     def tensors(self) -> dict[str, Tensor]:
         """The shared weights, for a checkpoint."""
         return {f"supernet.{name}": tensor for name, tensor in self.supernet.state_dict().items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`; others than the supernet's may be among them.
+
+        Raises:
+            RunError: they are another supernet's.
+        """
+        own = {name.removeprefix("supernet."): tensor for name, tensor in tensors.items() if name.startswith("supernet.")}
+        try:
+            self.supernet.load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split()[:24])
+            raise RunError(f"the checkpoint holds the weights of another supernet than that of {self.space.name} ({reason} ...)") from None
+        self._prepared = True

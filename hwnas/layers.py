@@ -99,14 +99,16 @@ def conv_bn_relu(op: OpSpec) -> nn.Module:
 
 @operator("conv_bn")
 def conv_bn(op: OpSpec) -> nn.Module:
-    """Convolution and BatchNorm (NAS-Bench-201's stem)."""
+    """Convolution and BatchNorm (NAS-Bench-201)."""
     return nn.Sequential(conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation), nn.BatchNorm2d(op.c_out))
 
 
-@operator("relu_conv_bn")
-def relu_conv_bn(op: OpSpec) -> nn.Module:
-    """ReLU, convolution, BatchNorm: the cell operator of DARTS and NAS-Bench-201."""
-    return nn.Sequential(nn.ReLU(), conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation), nn.BatchNorm2d(op.c_out))
+@operator("relu")
+def relu(op: OpSpec) -> nn.Module:
+    """ReLU as an operator of its own, where several operators read it."""
+    if (op.c_in, op.stride) != (op.c_out, 1):
+        raise SpaceError(f"{op} must keep its shape to be a ReLU")
+    return nn.ReLU()
 
 
 @operator("mbconv")
@@ -135,7 +137,8 @@ def resnet_reduction(op: OpSpec) -> nn.Module:
         nn.ReLU(), conv(op.c_in, op.c_out, 3, op.stride), nn.BatchNorm2d(op.c_out),
         nn.ReLU(), conv(op.c_out, op.c_out, 3), nn.BatchNorm2d(op.c_out),
     )  # fmt: skip
-    return Residual(body, nn.Sequential(nn.AvgPool2d(op.stride, op.stride), conv(op.c_in, op.c_out, 1)))
+    odd = bool(op.height % op.stride or op.width % op.stride)
+    return Residual(body, nn.Sequential(nn.AvgPool2d(op.stride, op.stride, ceil_mode=odd), conv(op.c_in, op.c_out, 1)))
 
 
 @operator("classifier", vector=True)

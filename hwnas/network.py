@@ -9,13 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hwnas import layers
+from hwnas.errors import SpaceError
 from hwnas.space import Architecture, SearchSpace
 
 
 def execute(
     space: SearchSpace,
     indices: Sequence[int],
-    modules: Mapping[str, nn.Module],
+    modules: nn.ModuleDict,
     images: Float[Tensor, "batch channel height width"],
     weights: Mapping[int, Tensor] | None = None,
 ) -> Float[Tensor, "batch classes"]:
@@ -23,7 +24,12 @@ def execute(
 
     `modules` holds a site's operator under `str(index)`; `weights` scales what a site writes (1 where it is None).
     A dead input of a site that has others is zeros.
+
+    Raises:
+        SpaceError: the sites hold no path from the input to the output.
     """
+    if not indices:
+        raise SpaceError(f"there is no path from the input of {space.name} to its output under these choices")
     values: dict[str, Tensor] = {space.input: images}
     for i in indices:
         site = space.sites[i]

@@ -63,13 +63,21 @@ def listing(kind: str) -> list[Listing]:
 
 def missing_packages(packages: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the packages that cannot be imported here (nothing is imported to find out)."""
-    return tuple(package for package in packages if importlib.util.find_spec(package) is None)
+    return tuple(package for package in packages if not _importable(package))
+
+
+def _importable(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of `a.b` where there is no `a`
+        return False
 
 
 def _requires(tree: ast.Module) -> tuple[str, ...]:
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "REQUIRES" for t in node.targets):
-            return tuple(ast.literal_eval(node.value))
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        if any(isinstance(target, ast.Name) and target.id == "REQUIRES" for target in targets):
+            return tuple(ast.literal_eval(node.value))  # type: ignore[attr-defined]
     return ()
 
 
@@ -85,7 +93,10 @@ def load(kind: str, name: str) -> type[Any]:
         points = _entry_points(kind)
         if name not in points:
             raise PluginError(f"there is no {kind.removesuffix('s')} called {name!r}; {nearest(name, names(kind))}")
-        found = points[name].load()
+        try:
+            found = points[name].load()
+        except (ImportError, AttributeError) as error:
+            raise PluginError(f"{name} comes from {points[name].value!r}, which cannot be imported: {error}") from None
         if not inspect.isclass(found):
             raise PluginError(f"the entry point {points[name].value!r} of hwnas.{kind} must name a class")
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -22,6 +22,9 @@ from hwnas.space import Architecture, SearchSpace
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and JSON-able values: all a searcher needs to go on as if it had never stopped."""
+
+ENUMERABLE = 1 << 16
+"""Assignments of choices up to which the last networks of a space are found by going through all of them."""
 
 
 @dataclass
@@ -125,15 +128,22 @@ class Searcher(abc.ABC):
 
     A subclass takes `problem` and `rng` positionally and its options keyword-only; it draws randomness only from
     `rng` and generators seeded from it, and implements `propose`, and if it has something to learn or to save
-    `learn`, `save` and `load`.
+    `learn`, `save` and `load`. What has been asked is kept here, and no network is ever asked twice.
     """
 
     needs_shared_weights: ClassVar[bool] = False
     """Whether it trains `problem.shared` itself."""
 
+    small: ClassVar[dict[str, Any]] = {}
+    """Options of a quick version, for tests and trials: few steps, with everything in it that the searcher can do."""
+
     def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
         self.problem = problem
         self.rng = rng
+        self.log: dict[str, float] = {}
+        """What a searcher wants recorded beside its latest trials."""
+        self.asked: dict[tuple[int, ...], Architecture] = {}
+        """Every architecture asked or told so far, by `space.alive`: the identity of its network."""
         if self.needs_shared_weights and problem.shared is None:
             raise ConfigError(f"{type(self).__name__} trains a supernet and needs data to train it on; give the experiment a data section")
 
@@ -145,37 +155,70 @@ class Searcher(abc.ABC):
         assert len(archs) <= n, f"{type(self).__name__} proposed {len(archs)} architectures, asked for {n}"
         checked = [self.problem.space.check(arch) for arch in archs]
         assert bool(self.problem.feasible(checked).all()), f"{type(self).__name__} proposed an architecture over budget"
+        for arch in checked:
+            network = self.problem.space.alive(arch)
+            assert network not in self.asked, f"{type(self).__name__} proposed the network of {arch} twice"
+            self.asked[network] = arch
         return checked
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Hands over finished trials; those with a value that is not finite teach nothing and are left out."""
+        for trial in trials:
+            self.asked.setdefault(self.problem.space.alive(trial.arch), trial.arch)
         names = [objective.name for objective in self.problem.objectives]
         self.learn([trial for trial in trials if all(math.isfinite(trial.values.get(name, math.nan)) for name in names)])
 
     def state(self) -> State:
         """Everything needed to continue."""
         tensors, values = self.save()
-        return tensors, {**values, "rng": self.rng.bit_generator.state}
+        asked = torch.tensor(list(self.asked.values()), dtype=torch.int64).reshape(-1, len(self.problem.space.slots))
+        return {**tensors, "asked": asked}, {**values, "rng": self.rng.bit_generator.state, "log": dict(self.log)}
 
     def restore(self, state: State) -> None:
         """Continues from what `state` gave: asks what it would have asked."""
         tensors, values = state
         self.rng.bit_generator.state = values["rng"]
-        self.load(tensors, {key: value for key, value in values.items() if key != "rng"})
+        self.log = dict(values["log"])
+        archs = [tuple(row) for row in tensors["asked"].tolist()]
+        self.asked = {self.problem.space.alive(arch): arch for arch in archs}
+        own = {name: tensor for name, tensor in tensors.items() if name != "asked"}
+        self.load(own, {key: value for key, value in values.items() if key not in ("rng", "log")})
 
     @abc.abstractmethod
     def propose(self, n: int) -> list[Architecture]:
         """At most n architectures."""
 
-    def learn(self, trials: Sequence[Trial]) -> None:
+    def learn(self, trials: Sequence[Trial]) -> None:  # noqa: B027 (not every searcher learns)
         """Takes in finished trials, possibly none."""
 
     def save(self) -> State:
         """Tensors and JSON-able values beside the generator's state."""
         return {}, {}
 
-    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:  # noqa: B027 (nor has anything to load)
         """The inverse of `save`."""
+
+    def unasked(self, candidates: Iterable[Architecture], n: int) -> list[Architecture]:
+        """The first `n` candidates that are valid, keep the budgets, and are no network asked before nor each other's."""
+        found: dict[tuple[int, ...], Architecture] = {}
+        for arch in candidates:
+            network = self.problem.space.alive(arch)
+            if network and network not in self.asked and network not in found and bool(self.problem.feasible([arch])[0]):
+                found[network] = arch
+                if len(found) == n:
+                    break
+        return list(found.values())
+
+    def random_architectures(self, n: int) -> Iterator[Architecture]:
+        """`n` random feasible architectures and a hundred more, then every architecture of a space that can be enumerated.
+
+        What `unasked` finds none in has, as good as surely, nothing more to ask.
+        """
+        for _ in range(n + 100):
+            yield self.problem.random(self.rng)
+        if self.problem.space.size <= ENUMERABLE:
+            archs = list(self.problem.space.all())
+            yield from (archs[i] for i in self.rng.permutation(len(archs)))
 
     def vectors(self, trials: Sequence[Trial]) -> NDArray[np.float64]:
         """Minimised objectives, (trial, objective)."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,6 +55,9 @@ class SearchSpace:
     output: str = "output"
     name: str = "unnamed"
     options: dict[str, Any] = field(default_factory=dict)
+
+    small: ClassVar[dict[str, Any]] = {}
+    """Options of a tiny version, for tests and trials: few decisions and small images, with everything in it that the space can do."""
 
     def __post_init__(self) -> None:
         written = {self.input}
@@ -205,11 +209,11 @@ class SearchSpace:
             SpaceError: the text is neither, or names a slot or label that does not exist.
         """
         words = text.replace(",", " ").split()
-        if all(word.lstrip("-").isdigit() for word in words):
+        if all(re.fullmatch(r"-?[0-9]+", word) for word in words):
             return self.check(int(word) for word in words)
         chosen = dict(word.partition("=")[::2] for word in words)
         missing = [slot.name for slot in self.slots if slot.name not in chosen]
-        if missing or len(chosen) != len(self.slots):
+        if missing or len(words) != len(self.slots):
             raise SpaceError(f"{text!r} must give every slot of {self.name} once; missing: {', '.join(missing) or 'none'}")
         for slot in self.slots:
             if chosen[slot.name] not in slot.choices:

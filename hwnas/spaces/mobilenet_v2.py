@@ -6,7 +6,7 @@ block's operator are two decisions of one site, and the first block of a stage h
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +37,13 @@ SMALL_IMAGE_STAGES = (
 class MobileNetV2(SearchSpace):
     """A MobileNetV2-like space for images of `channels` x `input_size` x `input_size`."""
 
+    small: ClassVar[dict[str, Any]] = {
+        "input_size": 16,
+        "stem_width": 8,
+        "stages": [{"widths": [8, 12], "depth": 2, "stride": 2}, {"widths": [12, 16], "depth": 2, "stride": 2}],
+        "head_width": 32,
+    }
+
     def __init__(
         self,
         *,
@@ -46,7 +53,7 @@ class MobileNetV2(SearchSpace):
         stem_width: Positive = 16,
         stem_stride: Annotated[int, Field(ge=1, le=2)] = 1,
         stages: Annotated[list[Stage], Field(min_length=1)] = list(SMALL_IMAGE_STAGES),  # noqa: B006
-        kernels: Annotated[list[Annotated[int, Field(ge=1, le=11)]], Field(min_length=1)] = [3, 5, 7],  # noqa: B006
+        kernels: Annotated[list[Literal[1, 3, 5, 7, 9, 11]], Field(min_length=1)] = [3, 5, 7],  # noqa: B006
         expansions: Annotated[list[Positive], Field(min_length=1)] = [3, 6],  # noqa: B006
         head_width: Positive = 256,
     ) -> None:
@@ -66,7 +73,7 @@ class MobileNetV2(SearchSpace):
                 stride = stage.stride if block == 1 else 1
                 may_skip = block > 1
                 slots.append(Slot(f"s{number}.b{block}", (*labels, "skip") if may_skip else labels))
-                outputs = []
+                outputs: list[tuple[str, int, tuple[tuple[int, int], ...]]] = []
                 for choice, width in enumerate(stage.widths):
                     decision = (width_slot, choice)
                     node = f"s{number}.b{block}@{width}"

@@ -1,0 +1,129 @@
+"""Device: one target as a YAML file says it; Backend and Executable: what a runtime's file must give; fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hwnas import plugins
+from hwnas.errors import FingerprintError
+
+
+class Energy(BaseModel):
+    """How energy is had on a device. Only `modelled` needs no counters: arithmetic plus memory traffic."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Literal["modelled"] = "modelled"
+    picojoules_per_mac: Annotated[float, Field(gt=0)] = 4.6
+    picojoules_per_byte: Annotated[float, Field(gt=0)] = 160.0
+
+
+class Device(BaseModel):
+    """One target: the runtime (a file of `hwnas/backends/`), how it runs there, and how long measuring may take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = ""
+    description: str = ""
+    backend: str
+    precision: Literal["fp32"] = "fp32"
+    batch: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    options: dict[str, Any] = {}
+    energy: Energy = Energy()
+
+
+class Executable(Protocol):
+    """A compiled model with inputs of its own."""
+
+    def run(self) -> None:
+        """One inference; returns when its result is there."""
+
+
+class Backend(Protocol):
+    """A runtime. Its file in `hwnas/backends/` holds one class that takes the device positionally, options keyword-only.
+
+    It is made and used inside a worker process: what crashes, hangs or exhausts memory there costs one row.
+    """
+
+    def fingerprint(self) -> dict[str, str]:
+        """The runtime, its version, and the hardware it runs on, as far as these change timings."""
+
+    def compile(self, model: bytes) -> Executable:
+        """The ONNX model made ready to run; raises DeviceError with the runtime's reason where it cannot."""
+
+
+def load_backend(device: Device) -> Backend:
+    """The device's backend.
+
+    Raises:
+        PluginError: there is none of that name, or a package that it needs is not installed.
+        ConfigError: an option that it does not have.
+    """
+    backend: Backend = plugins.build("backends", device.backend, device.options, device)
+    return backend
+
+
+@cache
+def cpu_model() -> str:
+    """The processor's name as the system gives it, with family and model where it is a vague one."""
+    found: dict[str, str] = {}
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            found.setdefault(key.strip(), value.strip())
+    name = found.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model", "stepping") if key in found]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
+
+
+def host_fingerprint() -> dict[str, str]:
+    """What of this machine changes timings: processor, cores, memory architecture, operating system, frequency governor."""
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "cpu": cpu_model(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "governor": governor.read_text(encoding="utf-8").strip() if governor.exists() else "unknown",
+    }
+
+
+def device_fingerprint(device: Device, backend: Backend) -> dict[str, str]:
+    """All that must be equal for two measurements to mix."""
+    settings = {"backend": device.backend, "precision": device.precision, "batch": str(device.batch), "threads": str(device.threads)}
+    options = {f"option {key}": json.dumps(value) for key, value in sorted(device.options.items())}
+    return {**host_fingerprint(), **settings, **options, **backend.fingerprint()}
+
+
+def digest(fingerprint: dict[str, str]) -> str:
+    """Eight hexadecimal digits that stand for a fingerprint, e.g. in a folder's name."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
+    """What differs between two fingerprints, as `key: found, here wanted`."""
+    return [
+        f"{key}: {found.get(key, 'not stated')!r}, here {wanted.get(key, 'not stated')!r}"
+        for key in sorted({*found, *wanted})
+        if found.get(key) != wanted.get(key)
+    ]
+
+
+def require_same(found: dict[str, str], wanted: dict[str, str], what: str) -> None:
+    """Refuses to mix.
+
+    Raises:
+        FingerprintError: the fingerprints differ; the message says in what.
+    """
+    different = differences(found, wanted)
+    if different:
+        raise FingerprintError(f"{what} was measured elsewhere ({'; '.join(different)}); measure here with `hwnas profile`")

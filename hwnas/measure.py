@@ -1,0 +1,460 @@
+"""The measuring protocol: interleaved rounds in a worker process, journalled visit by visit, reduced to a low percentile.
+
+Everything that is measured is measured by `measure`: operators, whole networks, exported models. Models run in a worker
+process (`python -m hwnas.measure`), so one that crashes the runtime, hangs or runs out of memory is a named failure and
+the rest goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwnas.device import Device, device_fingerprint, load_backend
+from hwnas.errors import DeviceError, HwnasError
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How everything is measured; printed in every table.
+
+    A visit to a model is one untimed run, then timed runs for about `visit_ms`. In a round every model is visited
+    once in random order and the reference model after every `reference_every` visits; a round's times are divided by
+    the reference's drift. The price is the `percentile` of all timed runs. Models whose standard error is above
+    `wide` of their price get more rounds, up to `most_rounds`.
+    """
+
+    version: int = 1
+    rounds: int = 10
+    most_rounds: int = 24
+    visit_ms: float = 2.0
+    fewest_runs: int = 3
+    most_runs: int = 40
+    percentile: float = 10.0
+    wide: float = 0.01
+    reference_every: int = 16
+    compile_timeout_s: float = 60.0
+    run_timeout_s: float = 30.0
+    memory_gb: float = 0.0
+
+    def as_text(self) -> dict[str, str]:
+        """The settings as a table's header keeps them."""
+        return {key: f"{value:g}" for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one model, ms: `low` is the price, `error` its standard error, p50 and p90 what a user feels."""
+
+    low_ms: float
+    error_ms: float
+    p50_ms: float
+    p90_ms: float
+    n: int
+
+
+@dataclass
+class Measurement:
+    """All that one session of `measure` found."""
+
+    timings: dict[str, Timing]
+    failures: dict[str, str]
+    fingerprint: dict[str, str]
+    drift: float
+    """Relative spread of the reference model over the rounds (standard deviation / mean)."""
+    halves: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Each model's price from the even and from the odd rounds alone: their difference is the noise floor."""
+
+    def noise_floor(self) -> float:
+        """Median relative difference of a model measured twice, in the even and in the odd rounds."""
+        apart = [abs(a - b) / max(a, b) for a, b in self.halves.values()]
+        return float(np.median(apart)) if apart else float("nan")
+
+
+class WorkerLostError(DeviceError):
+    """The worker process died or hung; what it had in hand is the culprit."""
+
+
+class Worker:
+    """A child process that holds compiled models and times them; it can be killed and started again."""
+
+    def __init__(self, device: Device, memory_gb: float = 0.0) -> None:
+        self._device = device
+        self._memory_gb = memory_gb
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self.fingerprint: dict[str, str] = {}
+
+    def __enter__(self) -> Worker:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts the process and makes the backend in it.
+
+        Raises:
+            HwnasError: the backend cannot be made; the worker's own reason.
+        """
+        to_child_read, to_child_write = os.pipe()
+        from_child_read, from_child_write = os.pipe()
+        command = [sys.executable, "-m", "hwnas.measure", str(to_child_read), str(from_child_write)]
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
+        self._process = subprocess.Popen(
+            command, pass_fds=(to_child_read, from_child_write), env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL
+        )
+        os.close(to_child_read)
+        os.close(from_child_write)
+        self._to = Connection(to_child_write, readable=False)
+        self._from = Connection(from_child_read, writable=False)
+        self.fingerprint = self.request(("open", self._device.model_dump_json(), self._memory_gb), timeout_s=120)
+
+    def stop(self) -> None:
+        """Ends the process, by force if it does not answer."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._to.close()
+            self._from.close()
+            self._process = None
+
+    def request(self, message: tuple[Any, ...], timeout_s: float) -> Any:
+        """Sends a message and gives its answer.
+
+        Raises:
+            WorkerLostError: no answer in time, or the process died.
+            DeviceError: the answer is an error.
+        """
+        self.send(message)
+        return self.receive(timeout_s)
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        """Sends a message whose answers are received later."""
+        try:
+            self._to.send(message)
+        except OSError:
+            raise WorkerLostError(self._obituary()) from None
+
+    def receive(self, timeout_s: float) -> Any:
+        """The next answer; see `request`."""
+        try:
+            if not self._from.poll(timeout_s):
+                raise WorkerLostError(f"gave no answer in {timeout_s:g} s")
+            status, value = self._from.recv()
+        except (EOFError, OSError):
+            raise WorkerLostError(self._obituary()) from None
+        if status == "error":
+            raise DeviceError(value)
+        return value
+
+    def _obituary(self) -> str:
+        assert self._process is not None
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return "closed its connection"
+        if code < 0:
+            return f"crashed the runtime ({signal.Signals(-code).name})"
+        return f"ended the worker process (exit code {code})"
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
+
+
+def silent(what: str, done: int, of: int) -> None:
+    """No progress shown."""
+
+
+def measure(
+    models: Mapping[str, bytes],
+    device: Device,
+    *,
+    reference: bytes,
+    protocol: Protocol | None = None,
+    journal: Path | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Measurement:
+    """Times every model on the device, all of them in one interleaved session.
+
+    With a `journal` every visit is kept in that file; a session that was killed goes on where it stopped, with the
+    visits of models whose bytes are the same. The caller removes the file when the results are safe elsewhere.
+
+    Raises:
+        DeviceError: the device cannot run even the reference model.
+    """
+    session = _Session(models, device, protocol or Protocol(), reference, np.random.default_rng(seed), progress)
+    with Worker(device, session.protocol.memory_gb) as worker:
+        return session.run(worker, journal)
+
+
+class _Session:
+    def __init__(
+        self, models: Mapping[str, bytes], device: Device, protocol: Protocol, reference: bytes, rng: np.random.Generator, progress: Progress
+    ) -> None:
+        self.models = {REFERENCE: reference, **models}
+        self.device, self.protocol, self.rng, self.progress = device, protocol, rng, progress
+        self.failures: dict[str, str] = {}
+        self.first_ms: dict[str, float] = {}
+        self.visits: dict[str, dict[int, list[NDArray[np.float64]]]] = {key: {} for key in self.models}
+
+    def run(self, worker: Worker, journal: Path | None) -> Measurement:
+        self.fingerprint = worker.fingerprint
+        round_number = self._load(journal)
+        self._compile_all(worker)
+        self._warm_up(worker)
+        with _Journal(journal, self._header()) as log:
+            while True:
+                todo = self._todo()
+                if not todo:
+                    break
+                self._round(worker, todo, round_number, log)
+                round_number += 1
+        return self._reduce()
+
+    def _header(self) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint, "protocol": self.protocol.as_text()}
+
+    def _load(self, journal: Path | None) -> int:
+        """Takes in the visits of an interrupted session; the number of the next round."""
+        digests = {self._digest(key): key for key in self.models}
+        latest = -1
+        for entry in _Journal.read(journal, self._header()):
+            latest = max(latest, entry["round"])
+            key = digests.get(entry["model"])
+            if key is not None:
+                self.visits[key].setdefault(entry["round"], []).append(np.array(entry["ns"]) * 1e-6)
+        return latest + 1
+
+    def _digest(self, key: str) -> str:
+        return f"{key} {hashlib.sha256(self.models[key]).hexdigest()[:12]}"
+
+    def _compile_all(self, worker: Worker) -> None:
+        pending = [key for key in self.models if key not in self.failures]
+        done = 0
+        while done < len(pending):
+            key = pending[done]
+            try:
+                self.first_ms[key] = worker.request(("compile", key, self.models[key]), self.protocol.compile_timeout_s)
+            except WorkerLostError as error:
+                self._fail(key, str(error))
+                self._restart(worker)
+                pending, done = [k for k in pending if k not in self.failures], 0
+                continue
+            except DeviceError as error:
+                self._fail(key, str(error))
+            done += 1
+            self.progress("compile", done, len(pending))
+
+    def _fail(self, key: str, reason: str) -> None:
+        if key == REFERENCE:
+            raise DeviceError(f"device {self.device.name or self.device.backend} cannot run the reference model: {reason}")
+        self.failures[key] = reason
+
+    def _restart(self, worker: Worker) -> None:
+        worker.stop()
+        worker.start()
+
+    def _warm_up(self, worker: Worker) -> None:
+        """Runs the reference until two visits in a row agree within 2 %."""
+        last = float("inf")
+        for _ in range(50):
+            worker.send(("round", [(REFERENCE, self.protocol.most_runs)]))
+            now = float(np.median(worker.receive(self.protocol.run_timeout_s)))
+            if abs(now - last) <= 0.02 * now:
+                return
+            last = now
+
+    def _todo(self) -> list[str]:
+        """The models that need another round: all at first, then those whose price is still uncertain."""
+        todo = []
+        for key in self.models:
+            if key == REFERENCE or key in self.failures:
+                continue
+            rounds = self.visits[key]
+            if len(rounds) < self.protocol.rounds:
+                todo.append(key)
+            elif len(rounds) < self.protocol.most_rounds:
+                low, error = self._low(rounds.values())
+                if error > self.protocol.wide * low:
+                    todo.append(key)
+        return todo
+
+    def _low(self, rounds: Sequence[list[NDArray[np.float64]]] | Any) -> tuple[float, float]:
+        per_round = [float(np.percentile(np.concatenate(visits), self.protocol.percentile)) for visits in rounds]
+        middle = float(np.median(per_round))
+        error = 1.25 * 1.4826 * float(np.median(np.abs(np.array(per_round) - middle))) / len(per_round) ** 0.5
+        return middle, error
+
+    def _round(self, worker: Worker, todo: list[str], number: int, log: _Journal) -> None:
+        order = [todo[i] for i in self.rng.permutation(len(todo))]
+        step = self.protocol.reference_every
+        visits = [key for i in range(0, len(order), step) for key in (REFERENCE, *order[i : i + step])]
+        remaining = [key for key in visits if key not in self.failures]
+        while remaining:
+            worker.send(("round", [(key, self._runs(key)) for key in remaining]))
+            position = 0
+            try:
+                for position, key in enumerate(remaining):
+                    samples = worker.receive(self.protocol.run_timeout_s)
+                    self.visits[key].setdefault(number, []).append(samples * 1e-6)
+                    log.write({"round": number, "model": self._digest(key), "ns": [int(ns) for ns in samples]})
+                    self.progress("round", sum(len(v) for v in self.visits.values()), self.protocol.rounds * len(self.models))
+                return
+            except DeviceError as error:
+                self._fail(remaining[position], str(error))
+                self._restart(worker)
+                self._compile_all(worker)
+                remaining = [key for key in remaining[position + 1 :] if key not in self.failures]
+
+    def _runs(self, key: str) -> int:
+        wanted = self.protocol.visit_ms / max(self.first_ms[key], 1e-6)
+        return int(np.clip(np.ceil(wanted), self.protocol.fewest_runs, self.protocol.most_runs))
+
+    def _reduce(self) -> Measurement:
+        percentile = self.protocol.percentile
+        reference = {number: float(np.percentile(np.concatenate(v), percentile)) for number, v in self.visits[REFERENCE].items()}
+        level = float(np.median(list(reference.values()))) if reference else 1.0
+        timings, halves = {}, {}
+        for key, rounds in self.visits.items():
+            if key in self.failures or key == REFERENCE:
+                continue
+            steady = {number: np.concatenate(v) * (level / reference.get(number, level)) for number, v in rounds.items()}
+            samples = np.concatenate(list(steady.values()))
+            low = float(np.percentile(samples, percentile))
+            error = self._low([[v] for v in steady.values()])[1]
+            p50, p90 = (float(p) for p in np.percentile(samples, [50, 90]))
+            timings[key] = Timing(low, error, p50, p90, len(samples))
+            numbers = sorted(steady)
+            even, odd = ([steady[n] for n in numbers[start::2]] for start in (0, 1))
+            if even and odd:
+                halves[key] = tuple(float(np.percentile(np.concatenate(half), percentile)) for half in (even, odd))  # type: ignore[assignment]
+        spread = np.array(list(reference.values())) if reference else np.ones(1)
+        return Measurement(timings, self.failures, self.fingerprint, float(spread.std() / spread.mean()), halves)
+
+
+class _Journal:
+    """One JSON line a visit behind a header line; a half-written last line is ignored when read."""
+
+    def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
+        self._file = None
+        if path is not None:
+            fresh = not self._matches(path, header)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not fresh:
+                _cut_half_line(path)
+            self._file = path.open("w" if fresh else "a", encoding="utf-8")
+            if fresh:
+                self.write(header)
+
+    def __enter__(self) -> _Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+
+    @staticmethod
+    def _matches(path: Path, header: dict[str, Any]) -> bool:
+        if not path.exists():
+            return False
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            try:
+                return bool(json.loads(lines.readline()) == header)
+            except ValueError:
+                return False
+
+    @classmethod
+    def read(cls, path: Path | None, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if path is None or not cls._matches(path, header):
+            return
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            lines.readline()
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+
+def _cut_half_line(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def _serve(read: int, write: int) -> None:
+    """The worker process: compiles and times what it is sent, until its connection closes."""
+    incoming, outgoing = Connection(read, writable=False), Connection(write, readable=False)
+    backend = None
+    models: dict[str, Any] = {}
+    clock = time.perf_counter_ns
+    while True:
+        try:
+            message = incoming.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            match message:
+                case ("open", device_json, memory_gb):
+                    if memory_gb:
+                        import resource
+
+                        resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 2**30),) * 2)
+                    device = Device.model_validate_json(device_json)
+                    backend = load_backend(device)
+                    answer: Any = device_fingerprint(device, backend)
+                case ("compile", key, model):
+                    assert backend is not None
+                    executable = backend.compile(model)
+                    executable.run()
+                    start = clock()
+                    executable.run()
+                    answer = (clock() - start) * 1e-6
+                    models[key] = executable
+                case ("round", visits):
+                    for key, runs in visits:
+                        run = models[key].run
+                        run()
+                        samples = np.empty(runs, dtype=np.int64)
+                        for i in range(runs):
+                            start = clock()
+                            run()
+                            samples[i] = clock() - start
+                        outgoing.send(("ok", samples))
+                    continue
+                case _:
+                    raise DeviceError(f"the worker does not know the message {message[0]!r}")
+        except HwnasError as error:
+            outgoing.send(("error", str(error)))
+        except MemoryError:
+            outgoing.send(("error", "ran out of memory"))
+        except Exception as error:  # whatever a runtime raises is that model's failure, not the session's
+            outgoing.send(("error", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"))
+        else:
+            outgoing.send(("ok", answer))
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,311 @@
+"""Fill a device's tables: isolated operators as differences of chains, whole networks for calibration, and check them.
+
+A device's tables stand in `<tables>/<device>/<digest of the fingerprint>/`: `latency_ms.csv` and `energy_mj.csv` for
+operators, `networks/<space>.csv` for whole networks. Another machine or runtime version is another folder.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwnas import layers, resources
+from hwnas.calibrate import Accuracy, Calibration, choose_probes, interval
+from hwnas.cost import Cost, CostModel, PeakMemory
+from hwnas.device import Device, differences, digest
+from hwnas.errors import FingerprintError, TableError
+from hwnas.measure import Measurement, Progress, Protocol, Worker, measure, silent
+from hwnas.network import Network
+from hwnas.op import OpSpec
+from hwnas.quick_onnx import quick_onnx
+from hwnas.space import Architecture, SearchSpace
+from hwnas.table import CostTable, NetworkTable, Row
+
+CHAIN = 5
+"""Copies in the long chain; the price is (time of 5 copies - time of 1) / 4 where the operator keeps its shape."""
+
+
+def fingerprint(device: Device) -> dict[str, str]:
+    """The fingerprint that measurements on this device have now (asks the runtime in a worker process)."""
+    with Worker(device) as worker:
+        return worker.fingerprint
+
+
+@dataclass(frozen=True)
+class DeviceTables:
+    """The tables of one device under one fingerprint."""
+
+    root: Path
+    device: Device
+    fingerprint: dict[str, str]
+
+    @classmethod
+    def here(cls, root: Path, device: Device) -> DeviceTables:
+        """Those that match this machine and runtime as they are now."""
+        return cls(root, device, fingerprint(device))
+
+    @property
+    def folder(self) -> Path:
+        """Where they stand."""
+        return self.root / self.device.name / digest(self.fingerprint)
+
+    def networks_path(self, space: SearchSpace) -> Path:
+        """The file of the space's measured networks."""
+        return self.folder / "networks" / f"{space.id}.csv"
+
+    def operators(self, metric: str) -> CostTable:
+        """The table of a metric; empty where there is none yet.
+
+        Raises:
+            TableError: the file is there but wrong; FingerprintError: its header is of another machine than its folder.
+        """
+        path = self.folder / f"{metric}.csv"
+        if not path.exists():
+            return CostTable(self.device.name, metric, self.fingerprint)
+        table = CostTable.load(path)
+        self._own(table.fingerprint, path)
+        return table
+
+    def networks(self, space: SearchSpace) -> NetworkTable:
+        """The space's measured networks; empty where there are none yet."""
+        path = self.networks_path(space)
+        if not path.exists():
+            facts = {"space": json.dumps({"name": space.name, "options": space.options})}
+            return NetworkTable(self.device.name, space.id, self.fingerprint, facts=facts)
+        table = NetworkTable.load(path)
+        self._own(table.fingerprint, path)
+        for arch in table.rows:
+            space.check(arch)
+        return table
+
+    def _own(self, found: dict[str, str], path: Path) -> None:
+        different = differences(found, self.fingerprint)
+        if different:
+            raise FingerprintError(f"{path} was measured elsewhere ({'; '.join(different)}); delete it and measure here with `hwnas profile`")
+
+    def explain_absence(self) -> str:
+        """Why there is nothing for this machine: which other tables of the device there are, and what differs."""
+        others = []
+        for path in sorted((self.root / self.device.name).glob("*/latency_ms.csv")):
+            different = differences(CostTable.load(path).fingerprint, self.fingerprint)
+            others.append(f"{path.parent.name} differs in {'; '.join(different)}")
+        return f" (there are tables of other machines or runtimes, which do not count here: {' | '.join(others)})" if others else ""
+
+    def calibration(self, space: SearchSpace) -> Calibration:
+        """The space's calibrated prices.
+
+        Raises:
+            TableError: operators or networks have not been measured here yet.
+        """
+        table = self.operators("latency_ms")
+        missing = table.missing(space.operators())
+        networks = self.networks(space)
+        if missing or not networks.rows:
+            what = f"{len(missing)} operators of {space.name}, e.g. {missing[0]}," if missing else f"whole networks of {space.name}"
+            bad = [table.bad[op] for op in missing if op in table.bad]
+            reason = f" (measuring it failed: {bad[0]})" if bad else self.explain_absence()
+            raise TableError(f"{what} have not been measured on {self.device.name} here{reason}; run `hwnas profile {self.device.name} CONFIG`")
+        return Calibration.from_tables(space, table, list(networks.rows), np.array([row.price for row in networks.rows.values()]))
+
+    def costs(self, space: SearchSpace) -> dict[str, Cost]:
+        """Every metric's cost model: latency calibrated, energy modelled, the others counted."""
+        costs: dict[str, Cost] = {"latency_ms": self.calibration(space).cost_model()}
+        return {**costs, **paper_costs(space, self.device)}
+
+
+def paper_costs(space: SearchSpace, device: Device) -> dict[str, Cost]:
+    """The metrics that need no measuring: `energy_mj` (modelled), `macs`, `flops`, `params`, `peak_mb`."""
+    energy = energy_model(device)
+    costs: dict[str, Cost] = {"energy_mj": CostModel(space, energy, metric="energy_mj")}
+    costs |= {metric: CostModel(space, price, metric=metric) for metric, price in resources.ANALYTIC.items()}
+    return {**costs, "peak_mb": PeakMemory(space)}
+
+
+def energy_model(device: Device) -> Callable[[OpSpec], float]:
+    """The device's modelled energy of an operator, mJ."""
+    return resources.EnergyModel(device.energy.picojoules_per_mac, device.energy.picojoules_per_byte)
+
+
+def chains(op: OpSpec, batch: int = 1) -> tuple[bytes, bytes, int]:
+    """Two models and a number n such that price = (time of the second - time of the first) / n.
+
+    Both begin with a 1x1 convolution, so that the operator finds the layout that it finds in a network. An operator
+    that keeps its shape stands once in the first and `CHAIN` times in the second; any other stands only in the second.
+    """
+    shape = (op.c_in, op.height, op.width)
+    keeps = layers.output_shape(op) == shape
+    short, long = (1, CHAIN) if keeps else (0, 1)
+
+    def chain(copies: int) -> bytes:
+        with torch.device("meta"):
+            entry = nn.Conv2d(op.c_in, op.c_in, 1)
+            module = nn.Sequential(entry, *(layers.build(op) for _ in range(copies)))
+        return quick_onnx(module, shape, batch)
+
+    return chain(short), chain(long), long - short
+
+
+def network_onnx(space: SearchSpace, arch: Architecture, batch: int = 1) -> bytes:
+    """A whole network as an ONNX model for measuring."""
+    with torch.device("meta"):
+        network = Network(space, arch)
+    return quick_onnx(network, space.input_shape, batch)
+
+
+def reference_onnx() -> bytes:
+    """The model that every session visits again and again against drift: three inverted bottlenecks on a 16x16 map."""
+    op = OpSpec("mbconv", 24, 24, 16, 16, kernel=5, hidden=72)
+    with torch.device("meta"):
+        module = nn.Sequential(*(layers.build(op) for _ in range(3)))
+    return quick_onnx(module, (24, 16, 16))
+
+
+def profile_operators(tables: DeviceTables, operators: Sequence[OpSpec], *, protocol: Protocol | None = None, progress: Progress = silent) -> CostTable:
+    """Measures the operators that the latency table lacks, writes it and the modelled energy table, and gives the former.
+
+    An operator that the runtime refuses, crashes or hangs on becomes a named bad row; the others are measured.
+    """
+    protocol = protocol or Protocol()
+    table = tables.operators("latency_ms")
+    missing = table.missing(operators)
+    if missing:
+        journal = tables.folder / "operators.journal"
+        models: dict[str, bytes] = {}
+        copies: dict[OpSpec, int] = {}
+        for done, op in enumerate(missing):
+            models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
+            progress("lower operators", done + 1, len(missing))
+        found = measure(models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, progress=progress)
+        rows = {op: row for op in missing if (row := _difference(found, op, copies[op])) is not None}
+        table.add(rows, found.fingerprint)
+        for op in missing:
+            failed = found.failures.get(f"{op} short") or found.failures.get(f"{op} long")
+            if failed:
+                table.bad[op] = failed
+        table.facts |= _facts(protocol, found)
+        table.save(tables.folder / "latency_ms.csv")
+        journal.unlink(missing_ok=True)
+    energy = tables.operators("energy_mj")
+    model = energy_model(tables.device)
+    energy.add({op: Row(model(op), source="modelled") for op in operators}, tables.fingerprint)
+    energy.facts |= {f"model {key}": str(value) for key, value in tables.device.energy.model_dump().items()}
+    energy.save(tables.folder / "energy_mj.csv")
+    return table
+
+
+def _difference(found: Measurement, op: OpSpec, copies: int) -> Row | None:
+    short, long = found.timings.get(f"{op} short"), found.timings.get(f"{op} long")
+    if short is None or long is None:
+        return None
+    error = (short.error_ms**2 + long.error_ms**2) ** 0.5
+    price, p50, p90 = (
+        max(b - a, 0.0) / copies for a, b in ((short.low_ms, long.low_ms), (short.p50_ms, long.p50_ms), (short.p90_ms, long.p90_ms))
+    )
+    return Row(price, error / copies, p50, p90, long.n)
+
+
+def _facts(protocol: Protocol, found: Measurement) -> dict[str, str]:
+    settings = {f"protocol {key}": value for key, value in protocol.as_text().items()}
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"date": now, "noise floor": f"{found.noise_floor():.4f}", "drift": f"{found.drift:.4f}", **settings}
+
+
+def measure_networks(
+    tables: DeviceTables,
+    space: SearchSpace,
+    archs: Sequence[Architecture],
+    *,
+    protocol: Protocol | None = None,
+    journal: Path | None = None,
+    progress: Progress = silent,
+) -> tuple[dict[Architecture, Row], Measurement]:
+    """Whole networks measured in one interleaved session."""
+    models = {}
+    for done, arch in enumerate(archs):
+        models["-".join(map(str, arch))] = network_onnx(space, arch, tables.device.batch)
+        progress("lower networks", done + 1, len(archs))
+    found = measure(models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, progress=progress)
+    rows = {}
+    for arch in archs:
+        timing = found.timings.get("-".join(map(str, arch)))
+        if timing is not None:
+            rows[arch] = Row(timing.low_ms, timing.error_ms, timing.p50_ms, timing.p90_ms, timing.n)
+    return rows, found
+
+
+def profile_networks(
+    tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 0, protocol: Protocol | None = None, progress: Progress = silent
+) -> NetworkTable:
+    """Measures whole networks until the space has `number` of them, chosen where the table is least sure, and writes them.
+
+    Raises:
+        MissingPriceError: the operators have not been measured.
+    """
+    table = tables.networks(space)
+    lacking = number - len(table.rows)
+    if lacking > 0:
+        prices = tables.operators("latency_ms")
+        isolated = np.array([prices.price(op) for op in space.operators()])
+        archs = [arch for arch in choose_probes(space, isolated, number, np.random.default_rng(seed)) if arch not in table.rows][:lacking]
+        journal = tables.networks_path(space).with_suffix(".journal")
+        rows, found = measure_networks(tables, space, archs, protocol=protocol, journal=journal, progress=progress)
+        table.rows |= rows
+        table.facts |= _facts(protocol or Protocol(), found)
+        table.save(tables.networks_path(space))
+        journal.unlink(missing_ok=True)
+    return table
+
+
+def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 1, progress: Progress = silent) -> dict[str, Any]:
+    """How far the calibrated table is from `number` random networks that calibration never saw, measured now, twice.
+
+    Keys: `device`, `space`, `n`, `noise_floor` (the second measuring predicted by the first), `before` (sum of isolated
+    prices), `after` (calibrated), `interval_coverage` (of the 90 % interval), `probes`, `seconds`.
+    """
+    start = time.monotonic()
+    calibration = tables.calibration(space)
+    seen = {space.alive(arch) for arch in tables.networks(space).rows}
+    rng = np.random.default_rng(seed)
+    archs: list[Architecture] = []
+    for _ in range(100 * number):
+        arch = space.random(rng)
+        if space.alive(arch) not in seen:
+            seen.add(space.alive(arch))
+            archs.append(arch)
+        if len(archs) == number:
+            break
+    if len(archs) < 2:
+        raise TableError(f"calibration has seen all networks of {space.name}, so there are none to check it with; calibrate with fewer probes")
+    first, _ = measure_networks(tables, space, archs, progress=progress)
+    second, _ = measure_networks(tables, space, archs, progress=progress)
+    archs = [arch for arch in archs if arch in first and arch in second]
+    measured = np.array([first[arch].price for arch in archs])
+    again = np.array([second[arch].price for arch in archs])
+    counts = CostModel(space, lambda op: 0.0).counts(archs).numpy()
+    predicted, deviation = calibration.predict(counts)
+    low, high = interval(predicted, deviation)
+    return {
+        "device": tables.device.name,
+        "space": space.id,
+        "n": len(archs),
+        "noise_floor": asdict(Accuracy.of(again, measured)),
+        "before": asdict(Accuracy.of(counts @ calibration.isolated, measured)),
+        "after": asdict(Accuracy.of(predicted, measured)),
+        "interval_coverage": float(((low <= measured) & (measured <= high)).mean()),
+        "probes": len(calibration.measured),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def spaces_of(tables: DeviceTables) -> list[Mapping[str, Any]]:
+    """Name and options of every space that has measured networks in these tables."""
+    return [json.loads(NetworkTable.load(path).facts["space"]) for path in sorted((tables.folder / "networks").glob("*.csv"))]

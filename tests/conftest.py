@@ -1,0 +1,83 @@
+"""What all tests share: types and tensor shapes checked at run time, one thread, the public data, every space in a small version."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# before anything imports hwnas; an int is a float, as it is to mypy
+install_import_hook("hwnas", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from hwnas import plugins  # noqa: E402
+from hwnas.op import OpSpec  # noqa: E402
+from hwnas.space import SearchSpace, Site, Slot, load_space  # noqa: E402
+
+torch.set_num_threads(1)
+settings.register_profile("hwnas", deadline=None, derandomize=True)
+settings.load_profile("hwnas")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of public data: $HWNAS_TEST_DATA, or `shared/data` beside the checkout."""
+    folder = Path(os.environ.get("HWNAS_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the public test data is not at {folder}; set HWNAS_TEST_DATA")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same randomness in every run."""
+    return np.random.default_rng(0)
+
+
+def _needed(name: str) -> type[SearchSpace]:
+    missing = {line.name: line.missing for line in plugins.listing("spaces")}[name]
+    if missing:
+        pytest.skip(f"{name} needs {', '.join(missing)}")
+    found: type[SearchSpace] = plugins.load("spaces", name)
+    return found
+
+
+@pytest.fixture(scope="session", params=plugins.names("spaces"))
+def space(request: pytest.FixtureRequest) -> SearchSpace:
+    """The small version of every space there is, one after the other."""
+    return load_space(request.param, _needed(request.param).small)
+
+
+@pytest.fixture(scope="session", params=plugins.names("spaces"))
+def default_space(request: pytest.FixtureRequest) -> SearchSpace:
+    """Every space there is with its default options, one after the other."""
+    _needed(request.param)
+    return load_space(request.param)
+
+
+@pytest.fixture
+def diamond() -> SearchSpace:
+    """A hand-made space of six architectures in which a branch dies for want of a reader or of a feeder.
+
+    stem -> a, always; a -> b by `left` (none, 1x1 or 3x3 convolution); b -> c by `right` (none, skip); a -> c, always;
+    c -> output. Without `right` what `left` chose is not used; without `left` what `right` chose is not fed.
+    """
+    one, three = (OpSpec("conv_bn", 4, 4, 8, 8, kernel=kernel) for kernel in (1, 3))
+    skip = OpSpec("identity", 4, 4, 8, 8)
+    sites = (
+        Site(OpSpec("conv_bn", 3, 4, 8, 8, kernel=3), ("input",), "a"),
+        Site(one, ("a",), "b", ((0, 1),)),
+        Site(three, ("a",), "b", ((0, 2),)),
+        Site(skip, ("a",), "c"),
+        Site(skip, ("b",), "c", ((1, 1),)),
+        Site(OpSpec("classifier", 4, 2, 8, 8, stride=8), ("c",), "output"),
+    )
+    slots = (Slot("left", ("none", "conv1", "conv3")), Slot("right", ("none", "skip")))
+    return SearchSpace((3, 8, 8), 2, slots, sites, name="diamond")

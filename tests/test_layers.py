@@ -1,0 +1,114 @@
+"""OpSpec -> module: who builds what, the shapes that come out, where the weights come from."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hwnas import layers
+from hwnas.errors import SpaceError
+from hwnas.op import OpSpec
+
+
+def kernels(module: nn.Module) -> list[tuple[int, int, int, int]]:
+    """(in, out, kernel, groups) of each convolution, in order."""
+    found = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    return [(layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.groups) for layer in found]
+
+
+def test_unknown_kinds_suggest_the_nearest() -> None:
+    with pytest.raises(SpaceError, match="no builder for operator kind 'mbcnv'; did you mean 'mbconv'"):
+        layers.build(OpSpec("mbcnv", 1, 1, 1, 1))
+    with pytest.raises(SpaceError, match="no builder for operator kind 'mbcnv'"):
+        layers.output_shape(OpSpec("mbcnv", 1, 1, 1, 1))
+
+
+def test_a_kind_has_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "_KINDS", dict(layers._KINDS))
+
+    def ours(op: OpSpec) -> nn.Module:
+        return nn.Identity()
+
+    assert layers.operator("ours")(ours) is ours
+    assert "ours" in layers.kinds()
+    layers.operator("ours")(ours)  # a module that is imported again
+    with pytest.raises(SpaceError, match=r"operator kind 'mbconv' is built by hwnas\.layers already"):
+        layers.operator("mbconv")(ours)
+
+
+@given(st.sampled_from(["conv_bn_relu", "conv_bn", "avg_pool", "mbconv", "resnet_reduction"]), st.integers(3, 17),
+       st.integers(3, 17), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2]))  # fmt: skip
+def test_any_size_comes_out_as_declared(kind: str, height: int, width: int, kernel: int, stride: int) -> None:
+    op = OpSpec(kind, 4, 4, height, width, kernel, stride, hidden=8 if kind == "mbconv" else 0)
+    assert layers.build(op).eval()(torch.zeros(2, 4, height, width)).shape == (2, *layers.output_shape(op))
+
+
+def test_classifiers_give_vectors() -> None:
+    for kind in ("classifier", "bn_relu_classifier"):
+        op = OpSpec(kind, 6, 3, 7, 5, stride=7)
+        assert layers.output_shape(op) == (3,)
+        assert layers.build(op).eval()(torch.zeros(2, 6, 7, 5)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "op", [OpSpec("identity", 4, 8, 8, 8), OpSpec("identity", 4, 4, 8, 8, stride=2), OpSpec("avg_pool", 4, 8, 8, 8, 3)]
+)
+def test_operators_that_cannot_change_the_shape_refuse_to(op: OpSpec) -> None:
+    with pytest.raises(SpaceError, match="must keep its"):
+        layers.build(op)
+
+
+def test_inverted_bottleneck() -> None:
+    assert kernels(layers.build(OpSpec("mbconv", 8, 12, 8, 8, 5, hidden=24))) == [(8, 24, 1, 1), (24, 24, 5, 24), (24, 12, 1, 1)]
+    assert kernels(layers.build(OpSpec("mbconv", 8, 12, 8, 8, 5, hidden=8))) == [(8, 8, 5, 8), (8, 12, 1, 1)]
+    residual = [OpSpec("mbconv", 8, 8, 8, 8, 3, hidden=24)]
+    plain = [OpSpec("mbconv", 8, 8, 8, 8, 3, 2, hidden=24), OpSpec("mbconv", 8, 12, 8, 8, 3, hidden=24)]
+    assert [isinstance(layers.build(op), layers.Residual) for op in [*residual, *plain]] == [True, False, False]
+
+
+def test_residual_adds_what_came_in() -> None:
+    module = layers.build(OpSpec("mbconv", 4, 4, 6, 6, 3, hidden=8)).eval()
+    assert isinstance(module, layers.Residual)
+    image = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(module(image), module.body(image) + image)
+
+
+def test_pooling_counts_only_what_is_inside() -> None:
+    ones = torch.ones(1, 2, 5, 5)
+    torch.testing.assert_close(layers.build(OpSpec("avg_pool", 2, 2, 5, 5, 3))(ones), ones)
+
+
+def test_reduction_of_an_odd_side_is_the_same_in_onnx_runtime() -> None:
+    module = layers.build(OpSpec("resnet_reduction", 3, 6, 7, 7, stride=2)).eval()
+    image = torch.randn(1, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (image,), file, dynamo=False, input_names=["input"])  # type: ignore[arg-type]
+    (computed,) = onnxruntime.InferenceSession(file.getvalue()).run(None, {"input": image.numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(computed, module(image).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_follow_from_the_generator() -> None:
+    op = OpSpec("mbconv", 16, 32, 8, 8, 3, hidden=96)
+    modules = [layers.build(op) for _ in range(3)]
+    for module, seed in zip(modules, (1, 1, 2), strict=True):
+        layers.initialise(module, torch.Generator().manual_seed(seed))
+    first, same, other = (torch.cat([parameter.flatten() for parameter in module.parameters()]) for module in modules)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    for layer in modules[0].modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_out = layer.weight[:, 0].numel() // layer.groups
+            assert float(layer.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+        if isinstance(layer, nn.BatchNorm2d):
+            assert torch.equal(layer.weight.detach(), torch.ones_like(layer.weight))

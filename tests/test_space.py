@@ -1,0 +1,183 @@
+"""Sites, decisions, dead branches, and the ways to name an architecture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwnas.errors import ConfigError, SpaceError
+from hwnas.op import OpSpec
+from hwnas.space import SearchSpace, Site, Slot, load_space
+
+OP = OpSpec("identity", 4, 4, 8, 8)
+SLOT = (Slot("s", ("x", "y")),)
+
+
+def space_of(*sites: Site, slots: tuple[Slot, ...] = SLOT) -> SearchSpace:
+    return SearchSpace((4, 8, 8), 4, slots, sites, name="made")
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        ([Site(OP, ("b",), "output")], "reads node 'b', which no earlier site of made writes"),
+        ([Site(OP, ("input",), "a")], "no site of made writes the output node 'output'"),
+        ([Site(OP, ("input",), "output", ((0, 0), (0, 1)))], "names a slot twice"),
+        ([Site(OP, ("input",), "output", ((1, 0),))], "decision (1, 0), which does not exist"),
+        ([Site(OP, ("input",), "output", ((0, 2),))], "decision (0, 2), which does not exist"),
+        ([Site(OP, ("input",), "output", ((-1, 0),))], "decision (-1, 0), which does not exist"),
+    ],
+)
+def test_broken_sites_are_refused(sites: list[Site], message: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        space_of(*sites)
+    assert message in str(caught.value)
+
+
+def test_a_node_has_one_shape() -> None:
+    other = OpSpec("conv_bn", 4, 6, 8, 8)
+    space = space_of(Site(OP, ("input",), "output"), Site(other, ("input",), "output"))
+    with pytest.raises(SpaceError, match="node 'output' of made is written with shapes"):
+        space.node_shape("output")
+
+
+@pytest.mark.parametrize(
+    ("arch", "active", "alive"),
+    [
+        ((0, 0), (0, 3, 5), (0, 3, 5)),
+        ((1, 0), (0, 1, 3, 5), (0, 3, 5)),
+        ((2, 0), (0, 2, 3, 5), (0, 3, 5)),
+        ((0, 1), (0, 3, 4, 5), (0, 3, 5)),
+        ((1, 1), (0, 1, 3, 4, 5), (0, 1, 3, 4, 5)),
+        ((2, 1), (0, 2, 3, 4, 5), (0, 2, 3, 4, 5)),
+    ],
+)
+def test_dead_branches_are_gone(diamond: SearchSpace, arch: tuple[int, int], active: tuple[int, ...], alive: tuple[int, ...]) -> None:
+    assert diamond.active(arch) == tuple(diamond.sites[i] for i in active)
+    assert diamond.alive(arch) == alive
+    assert diamond.graph(arch) == tuple(diamond.sites[i] for i in alive)
+    assert diamond.lower(arch) == tuple(diamond.sites[i].op for i in alive)
+
+
+NODES = "input", "a", "b", "c", "d", "output"
+
+
+@st.composite
+def wirings(draw: st.DrawFn) -> list[Site]:
+    """Sites between nodes that stand in topological order, the output written at least once."""
+    edges = st.integers(1, 5).flatmap(
+        lambda target: st.tuples(st.sets(st.integers(0, target - 1), min_size=1, max_size=2), st.just(target))
+    )
+    chosen = [*draw(st.lists(edges, max_size=9)), *(({target - 1}, target) for target in range(1, 6))]
+    sites = [(tuple(NODES[source] for source in sorted(sources)), target) for sources, target in sorted(chosen, key=lambda edge: edge[1])]
+    return [Site(OP, inputs, NODES[target]) for inputs, target in sites]
+
+
+def on_a_path(space: SearchSpace, indices: Sequence[int], wanted: int) -> bool:
+    """Whether some chain of the sites `indices`, each reading what the one before wrote, goes through `wanted`."""
+
+    def reaches(node: str, end: str) -> bool:
+        return node == end or any(node in space.sites[i].inputs and reaches(space.sites[i].output, end) for i in indices)
+
+    site = space.sites[wanted]
+    return any(reaches(space.input, node) for node in site.inputs) and reaches(site.output, space.output)
+
+
+@given(wirings(), st.data())
+def test_pruning_keeps_exactly_what_lies_on_a_path(sites: list[Site], data: st.DataObject) -> None:
+    space = space_of(*sites)
+    indices = sorted(data.draw(st.sets(st.integers(0, len(sites) - 1))))
+    assert space.prune(indices) == tuple(i for i in indices if on_a_path(space, indices, i))
+
+
+def test_check_says_what_is_wrong(diamond: SearchSpace) -> None:
+    assert diamond.check([2, 1]) == (2, 1)
+    for arch, message in (
+        ((0,), "has 2 choices, but got 1"),
+        ((0, 2), "slot right of diamond has choices 0..1, but got 2"),
+        ((-1, 0), "got -1"),
+    ):
+        with pytest.raises(SpaceError, match=message):
+            diamond.check(arch)
+        assert not diamond.is_valid(arch)
+    space = space_of(Site(OP, ("input",), "output", ((0, 1),)))
+    assert space.is_valid((1,))
+    with pytest.raises(SpaceError, match="s=x of made has no path from its input to its output"):
+        space.check((0,))
+
+
+def test_size_and_enumeration(diamond: SearchSpace) -> None:
+    archs = list(diamond.all())
+    assert archs == sorted(archs) == [(left, right) for left in range(3) for right in range(2)]
+    assert diamond.size == 6
+    assert diamond.num_choices == (3, 2)
+    assert diamond.operators() == tuple(sorted({site.op for site in diamond.sites}, key=str))
+
+
+def test_random_architectures_are_uniform_over_the_valid_and_follow_the_generator() -> None:
+    slots = (Slot("s", ("x", "y")), Slot("t", ("x", "y")))
+    space = space_of(
+        Site(OP, ("input",), "a", ((0, 0),)), Site(OP, ("a",), "output"), Site(OP, ("input",), "output", ((1, 0),)), slots=slots
+    )
+    drawn = [space.random(np.random.default_rng(5)) for _ in range(3)]
+    assert len(set(drawn)) == 1
+    rng = np.random.default_rng(0)
+    archs, counts = np.unique([space.random(rng) for _ in range(3000)], axis=0, return_counts=True)
+    assert archs.tolist() == [[0, 0], [0, 1], [1, 0]]
+    assert abs(counts - 1000).max() < 100
+
+
+def test_a_space_without_a_path_says_so(rng: np.random.Generator) -> None:
+    slots = tuple(Slot(f"s{i}", tuple("abcdefgh")) for i in range(8))
+    space = space_of(Site(OP, ("input",), "output", tuple((i, 0) for i in range(8))), slots=slots)
+    with pytest.raises(SpaceError, match="none of 1000 random architectures of made"):
+        space.random(rng)
+
+
+def test_parse_reads_numbers_and_labels(diamond: SearchSpace) -> None:
+    assert diamond.describe((2, 1)) == "left=conv3 right=skip"
+    for text in ("2,1", "2 1", "left=conv3 right=skip", "right=skip, left=conv3"):
+        assert diamond.parse(text) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2",
+        "2,1,0",
+        "2,9",
+        "--2,1",
+        "²,1",
+        "left=conv3",
+        "left=conv3 right=skip right=none",
+        "left=conv9 right=skip",
+        "left=conv3 wrong=skip",
+        "x",
+    ],
+)
+def test_parse_refuses_everything_else(diamond: SearchSpace, text: str) -> None:
+    with pytest.raises(SpaceError):
+        diamond.parse(text)
+
+
+def test_id_is_the_content_not_the_options() -> None:
+    default, same, other = (load_space("nasbench201", options) for options in ({}, {"width": 16}, {"width": 8}))
+    assert default.id == same.id != other.id
+    assert default.id.startswith("nasbench201-")
+    relabelled = space_of(Site(OP, ("input",), "output"), slots=(Slot("s", ("x", "z")),))
+    assert relabelled.id != space_of(Site(OP, ("input",), "output")).id
+
+
+def test_loading_keeps_the_options_as_json() -> None:
+    space = load_space("mobilenet_v2", {"stages": [{"widths": [8, 16]}], "kernels": [3]})
+    assert json.loads(json.dumps(space.options)) == space.options
+    assert space.options["stages"] == [{"widths": [8, 16], "depth": 2, "stride": 1}]
+    assert load_space("mobilenet_v2", space.options).id == space.id
+    with pytest.raises(ConfigError, match="did you mean 'kernels'"):
+        load_space("mobilenet_v2", {"kernel": [3]})
