@@ -84,7 +84,7 @@ class CostModel(nn.Module):
         """Cost of each architecture, by lookup: millions a second."""
         archs = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
         if self._lookup is None:
-            return torch.cat([self._terms.present(rows) @ self.term_price for rows in archs.split(_CHUNK)]) + self.offset
+            return torch.cat([self._terms.present(rows) @ self.term_price for rows in torch.split(archs, _CHUNK)]) + self.offset
         out = self.price.new_full((len(archs),), self._fixed)
         for rows, cost in zip(torch.split(archs, _CHUNK), torch.split(out, _CHUNK), strict=True):
             columns = rows.T.contiguous()
@@ -294,10 +294,10 @@ class _Terms:
         share = torch.einsum("...sc,scg->...sg", probs[..., self.live_slots, :], self.members.to(probs))
         factor = torch.ones_like(present)
         for others, rows, _, live in self.groups:
-            alive = live.to(probs.dtype).expand(*probs.shape[:-2], *live.shape).flatten(probs.dim() - 2)
+            alive = live.to(probs).expand(*probs.shape[:-2], *live.shape).flatten(probs.dim() - 2)
             for k in others:
-                alive = (share[..., k, : self.sizes[k], None] * alive.unflatten(-1, (self.sizes[k], -1))).sum(-2)
-            factor = factor.index_copy(-1, rows, alive)
+                alive = (share[..., k, : self.sizes[k], None] * torch.unflatten(alive, -1, (self.sizes[k], -1))).sum(-2)
+            factor = factor.index_copy(-1, rows.to(probs.device), alive)
         return present * factor
 
     def present(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n term"]:

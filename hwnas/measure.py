@@ -347,7 +347,7 @@ class _Session:
             numbers = sorted(steady)
             even, odd = ([steady[n] for n in numbers[start::2]] for start in (0, 1))
             if even and odd:
-                halves[key] = tuple(float(np.percentile(np.concatenate(half), percentile)) for half in (even, odd))  # type: ignore[assignment]
+                halves[key] = (float(np.percentile(np.concatenate(even), percentile)), float(np.percentile(np.concatenate(odd), percentile)))
         spread = np.array(list(reference.values())) if reference else np.ones(1)
         return Measurement(timings, self.failures, self.fingerprint, float(spread.std() / spread.mean()), halves)
 

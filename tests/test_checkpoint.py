@@ -48,14 +48,15 @@ def test_shared_and_strided_tensors_are_saved(tmp_path: Path) -> None:
     assert torch.equal(loaded["turned"], base.T) and torch.equal(loaded["alias"], loaded["learnt"])
 
 
-def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path = tmp_path / "s"
     save_state(path, {"x": torch.ones(2)}, {"epoch": 1})
 
     def fails(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fails)
+    monkeypatch.setattr(os, call, fails)
     with pytest.raises(RunError, match="s cannot be written: No space left"):
         save_state(path, {"x": torch.zeros(2)}, {"epoch": 2})
     assert load_state(path)[1] == {"epoch": 1}

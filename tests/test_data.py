@@ -468,7 +468,7 @@ def test_parts_keep_their_promises() -> None:
     with pytest.raises(DataError, match="need as many int64 labels"):
         Part(images, labels[:3])
     with pytest.raises(DataError, match="must be uint8"):
-        Part(images.float(), labels)  # type: ignore[arg-type,unused-ignore]
+        Part(images.float(), labels)
     with pytest.raises(DataError, match="the smallest is -1"):
         Part(images, labels - 1)
     with pytest.raises(DataError, match=r"test images must be \(1, 2, 2\) as in train, but are \(1, 2, 1\)"):

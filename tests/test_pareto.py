@@ -31,10 +31,10 @@ def dominates(one: Floats, other: Floats) -> bool:
 def test_nondominated_rows_are_those_of_brute_force(rows: Floats, data: st.DataObject) -> None:
     for i in data.draw(st.sets(st.integers(0, len(rows) - 1), max_size=2)) if len(rows) else ():
         rows[i, 0] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
-    finite = np.isfinite(rows).all(1)
+    finite = [bool(np.isfinite(row).all()) for row in rows]
     expected = [
-        bool(finite[i])
-        and not any(finite[j] and (dominates(rows[j], rows[i]) or (j < i and (rows[j] == rows[i]).all())) for j in range(len(rows)))
+        finite[i]
+        and not any(finite[j] and (dominates(rows[j], rows[i]) or (j < i and np.array_equal(rows[j], rows[i]))) for j in range(len(rows)))
         for i in range(len(rows))
     ]
     assert nondominated(rows).tolist() == expected

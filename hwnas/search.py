@@ -1,0 +1,296 @@
+"""The only loop: ask, evaluate, record, tell, checkpoint; then the front's members are trained in full.
+
+Killed at any moment and started again, it gives the same trials and the same front: what a searcher asks follows from
+its last checkpoint, what was evaluated since then is found in the run's database, and an evaluation depends on nothing
+but the architecture and the experiment's seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pydantic
+import torch
+
+from hwnas import plugins
+from hwnas.checkpoint import load_state, save_state
+from hwnas.config import Experiment, tables_root, train_settings
+from hwnas.cost import Cost
+from hwnas.data import Dataset
+from hwnas.device import Device
+from hwnas.errors import ConfigError, RunError, nearest
+from hwnas.evaluate import MEASURED, Evaluator, Objective, SharedWeights, ShortTraining, Trial, score
+from hwnas.measure import Progress, silent
+from hwnas.network import Network
+from hwnas.pareto import nondominated, spread
+from hwnas.profile import DeviceTables
+from hwnas.run import Run
+from hwnas.searcher import Problem, Searcher
+from hwnas.space import Architecture, SearchSpace
+from hwnas.train import train
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything an experiment names, made, and checked to fit together."""
+
+    experiment: Experiment
+    space: SearchSpace
+    data: Dataset
+    device: Device
+    tables: DeviceTables
+    costs: dict[str, Cost]
+    objectives: tuple[Objective, ...]
+
+
+def check_fit(experiment: Experiment, space: SearchSpace, data: Dataset) -> None:
+    """Data and space must agree about images and classes.
+
+    Raises:
+        ConfigError: they do not; what to change.
+    """
+    if space.input_shape != data.image_shape:
+        raise ConfigError(
+            f"the data set {data.name} gives images of {data.image_shape} (channels, height, width), but the space {space.name} takes "
+            f"{space.input_shape}; set space.channels and space.input_size, or data.size"
+        )
+    if space.classes != data.num_classes:
+        raise ConfigError(f"the data set {data.name} has {data.num_classes} classes, but the space {space.name} has {space.classes}; set space.classes")
+
+
+def assemble(experiment: Experiment, tables: Path | None = None) -> Assembly:
+    """Makes space, data, device and cost models, and checks the whole configuration before anything takes long.
+
+    Raises:
+        HwnasError: whatever does not exist, does not fit, or has not been measured on this machine.
+    """
+    device = experiment.load_device()
+    space = experiment.load_space()
+    data = experiment.load_data()
+    check_fit(experiment, space, data)
+    plugins.options("searchers", experiment.searcher.name, experiment.searcher.options)
+    experiment.final_training()
+    here = DeviceTables.here(tables_root(tables), device)
+    costs = here.costs(space)
+    objectives = tuple(Objective.named(name, list(costs)) for name in experiment.objectives)
+    for metric in experiment.budgets:
+        if metric not in costs:
+            raise ConfigError(f"there is a budget on {metric!r}, but nothing gives that metric; {nearest(metric, costs)}")
+    return Assembly(experiment, space, data, device, here, costs, objectives)
+
+
+def make_shared(assembly: Assembly, run: Run) -> SharedWeights:
+    """The supernet that the evaluator, or a gradient searcher, trains."""
+    experiment = assembly.experiment
+    options = experiment.evaluator.options if experiment.evaluator.name == "shared" else {}
+    settings = train_settings(options, "evaluator")
+    problem = Problem(assembly.space, assembly.objectives, assembly.costs, experiment.budgets, experiment.confidence)
+    checkpoint = run.folder / "supernet.safetensors"
+    return SharedWeights(assembly.space, assembly.data, settings, experiment.seed, checkpoint, draw=problem.random)
+
+
+def make_evaluator(assembly: Assembly, shared: SharedWeights) -> Evaluator:
+    """The evaluator that the experiment names."""
+    evaluator = assembly.experiment.evaluator
+    if evaluator.name == "shared":
+        return shared
+    if evaluator.name == "short":
+        return ShortTraining(assembly.space, assembly.data, train_settings(evaluator.options, "evaluator"))
+    raise ConfigError(f"there is no evaluator called {evaluator.name!r}; {nearest(evaluator.name, ['shared', 'short'])}")
+
+
+def evaluation_seed(experiment: Experiment, arch: Architecture) -> int:
+    """A seed that follows from the experiment's and the architecture alone."""
+    return int(np.random.SeedSequence([experiment.seed, *arch]).generate_state(1, np.uint64)[0] >> np.uint64(2))
+
+
+def search(experiment: Experiment, folder: Path, *, tables: Path | None = None, progress: Progress = silent) -> Run:
+    """Searches, or goes on where a search in that folder stopped, and trains the members of the front in full.
+
+    Raises:
+        HwnasError: the configuration, tables, data or folder cannot be used.
+    """
+    assembly = assemble(experiment, tables)
+    run = Run.create(folder, experiment)
+    shared = run_trials(assembly, run, progress)
+    train_members(assembly, run, shared, progress)
+    return run
+
+
+def run_trials(assembly: Assembly, run: Run, progress: Progress = silent, evaluator: Evaluator | None = None) -> SharedWeights:
+    """Asks and evaluates until the experiment's number of trials is there, or the searcher has nothing more to ask."""
+    experiment = assembly.experiment
+    shared = make_shared(assembly, run)
+    problem = Problem(assembly.space, assembly.objectives, assembly.costs, experiment.budgets, experiment.confidence, shared)
+    rng = np.random.default_rng(experiment.seed)
+    searcher: Searcher = plugins.build("searchers", experiment.searcher.name, experiment.searcher.options, problem, rng)
+    if evaluator is None:
+        evaluator = make_evaluator(assembly, shared)
+    saved = run.load_searcher()
+    told = 0
+    if saved is not None:
+        state, told = saved
+        searcher.restore(state)
+    if not searcher.needs_shared_weights:
+        evaluator.prepare(lambda done, of: progress("train supernet", done, of))
+    done = {trial.index: trial for trial in run.trials(assembly.space)}
+    while told < experiment.trials:
+        archs = searcher.ask(min(experiment.batch, experiment.trials - told))
+        if not archs:
+            break
+        batch = []
+        for index, arch in enumerate(archs, told):
+            trial = done.get(index)
+            if trial is None:
+                trial = evaluate(assembly, evaluator, index, arch, searcher.log)
+                run.record(trial, assembly.space, assembly.objectives)
+            elif trial.arch != arch:
+                raise RunError(
+                    f"{run.folder} holds trial {index} of another search than its checkpoint's; the database and searcher.safetensors "
+                    "do not belong together: restore both from one copy, or start a new run"
+                )
+            batch.append(trial)
+            progress("search", index + 1, experiment.trials)
+        searcher.tell(batch)
+        told += len(batch)
+        run.save_searcher(searcher.state(), told)
+    if not run.trials(assembly.space):
+        raise ConfigError(f"the searcher {experiment.searcher.name} asked for no architecture at all; loosen the budgets {experiment.budgets}")
+    return shared
+
+
+def evaluate(assembly: Assembly, evaluator: Evaluator, index: int, arch: Architecture, log: dict[str, float]) -> Trial:
+    """One trial: what the evaluator measured and what the cost models predict."""
+    costs = {metric: float(cost.of([arch])[0]) for metric, cost in assembly.costs.items()}
+    measured = evaluator.evaluate(arch, evaluation_seed(assembly.experiment, arch))
+    return Trial(index, arch, {**measured, **costs}, {"log": dict(log)} if log else {})
+
+
+class Member(pydantic.BaseModel):
+    """A member of the front, trained in full: its weights lie beside this record."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    name: str
+    arch: list[int]
+    trial: int
+    values: dict[str, float]
+    predicted: dict[str, dict[Literal["mean", "upper"], float]]
+
+
+def choose_members(trials: Sequence[Trial], objectives: Sequence[Objective], most: int) -> list[Trial]:
+    """At most `most` trials to train in full: the front, evenly covered; where it is small, the fronts behind it too."""
+    values = np.array([trial.vector(objectives) for trial in trials], dtype=np.float64)
+    left = np.isfinite(values).all(1)
+    chosen: list[int] = []
+    while left.any() and len(chosen) < most:
+        layer = np.flatnonzero(left)[nondominated(values[left])]
+        chosen += [int(layer[i]) for i in spread(values[layer], most - len(chosen))]
+        left[layer] = False
+    order = len(objectives) - 1
+    return [trials[i] for i in sorted(chosen, key=lambda i: (values[i, order], i))]
+
+
+def train_members(assembly: Assembly, run: Run, shared: SharedWeights, progress: Progress = silent) -> list[Member]:
+    """Trains the chosen trials in full, one after another; finished ones are kept, an interrupted one goes on."""
+    experiment = assembly.experiment
+    settings = experiment.final_training()
+    chosen = choose_members(run.trials(assembly.space), assembly.objectives, experiment.final.members)
+    warm = _trained(run, shared) if experiment.final.warm_start else None
+    members = []
+    for number, trial in enumerate(chosen):
+        folder = run.folder / "members" / f"m{number:02d}"
+        if not (folder / "member.json").exists():
+            _train_member(assembly, trial, folder, warm, settings.epochs, number, len(chosen), progress)
+        members.append(read_member(folder))
+    return members
+
+
+def _trained(run: Run, shared: SharedWeights) -> SharedWeights:
+    """The shared weights as the search left them."""
+    saved = run.load_searcher()
+    if saved is not None and any(name.startswith("supernet.") for name in saved[0][0]):
+        shared.load(saved[0][0])
+    else:
+        shared.prepare(lambda done, of: None)
+    return shared
+
+
+def _train_member(
+    assembly: Assembly, trial: Trial, folder: Path, warm: SharedWeights | None, epochs: int, number: int, of: int, progress: Progress
+) -> None:
+    experiment = assembly.experiment
+    seed = evaluation_seed(experiment, trial.arch)
+    if warm is None:
+        network = Network(assembly.space, trial.arch, torch.Generator().manual_seed(seed))
+    else:
+        network = warm.supernet.extract(trial.arch)
+    progress("train members", number * epochs, of * epochs)
+    report = train(
+        network,
+        assembly.data,
+        experiment.final_training(),
+        seed,
+        on_epoch=lambda epoch, loss: progress("train members", number * epochs + epoch + 1, of * epochs),
+        checkpoint=folder / "training.safetensors",
+    )
+    if report.diverged:
+        raise ConfigError(f"training {assembly.space.describe(trial.arch)} in full diverged; lower final.training.lr")
+    network.cpu()
+    save_state(folder / "weights.safetensors", network.state_dict(), {"arch": list(trial.arch), "space": assembly.space.id})
+    costs = assembly.costs
+    predicted: dict[str, dict[Literal["mean", "upper"], float]] = {
+        metric: {"mean": float(cost.of([trial.arch])[0]), "upper": float(cost.upper([trial.arch], experiment.confidence)[0])}
+        for metric, cost in costs.items()
+    }
+    values = {name: value for name, value in score(network, assembly.data).items() if name in MEASURED}
+    member = Member(name=folder.name, arch=list(trial.arch), trial=trial.index, values=values, predicted=predicted)
+    unfinished = folder / "member.json.tmp"
+    unfinished.write_text(member.model_dump_json(indent=1), encoding="utf-8")
+    os.replace(unfinished, folder / "member.json")
+    (folder / "training.safetensors").unlink(missing_ok=True)
+
+
+def read_member(folder: Path) -> Member:
+    """The record of a trained member.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    path = folder / "member.json"
+    try:
+        return Member.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({str(error).splitlines()[0]}); delete the folder {folder} and search again to train that member anew") from None
+
+
+def read_members(run: Run) -> list[Member]:
+    """All trained members of a run, fastest first.
+
+    Raises:
+        RunError: there are none yet.
+    """
+    folders = sorted(path.parent for path in run.folder.glob("members/*/member.json"))
+    if not folders:
+        raise RunError(f"{run.folder} has no trained members yet; finish it with `hwnas search`")
+    return [read_member(folder) for folder in folders]
+
+
+def load_member(run: Run, space: SearchSpace, member: Member) -> Network:
+    """The member's network with its trained weights, in eval mode.
+
+    Raises:
+        RunError: the weights are damaged or of another space.
+    """
+    path = run.folder / "members" / member.name / "weights.safetensors"
+    tensors, about = load_state(path)
+    if about.get("space") != space.id or about.get("arch") != member.arch:
+        raise RunError(f"{path} holds weights of another network than {member.name}; delete its folder and search again to train it anew")
+    network = Network(space, member.arch)
+    network.load_state_dict(tensors)
+    return network.eval()
