@@ -87,12 +87,12 @@ class CostModel(nn.Module):
             return torch.cat([self._terms.present(rows) @ self.term_price for rows in torch.split(archs, _CHUNK)]) + self.offset
         out = self.price.new_full((len(archs),), self._fixed)
         for rows, cost in zip(torch.split(archs, _CHUNK), torch.split(out, _CHUNK), strict=True):
-            columns = rows.T.contiguous()
+            columns = [column.contiguous() for column in rows.unbind(1)]
             for slots, table in self._lookup:
                 index = columns[slots[0]]
                 for slot in slots[1:]:
                     index = index * self.space.num_choices[slot] + columns[slot]
-                cost += table[index]
+                cost += table.index_select(0, index)  # on one thread: waiting for others takes longer than the work
         return out
 
     def counts(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n operator"]:

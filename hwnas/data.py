@@ -388,12 +388,12 @@ def image_folder(
     if not (root / "train").is_dir():
         raise DataError(f"{root} must hold a folder train with one folder a class, but there is none")
     folders = {part: root / part for part in ("train", "valid", "test") if (root / part).is_dir()}
-    class_names = sorted(entry.name for entry in folders["train"].iterdir() if entry.is_dir())
+    class_names = _visible_folders(folders["train"])
     sources = {}
     for part, folder in folders.items():
-        here = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-        if here != set(class_names) or not here:
-            raise DataError(f"{folder} must hold the class folders of train, {class_names}, but holds {sorted(here)}")
+        here = _visible_folders(folder)
+        if here != class_names or not here:
+            raise DataError(f"{folder} must hold the class folders of train, {class_names}, but holds {here}")
         sources[part] = _folder_source(folder, class_names, size, channels)
     return _dataset(
         root.name, class_names, sources, valid_share=valid_share, test_share=test_share, seed=seed, limit=limit,
@@ -401,11 +401,16 @@ def image_folder(
     )  # fmt: skip
 
 
+def _visible_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _folder_source(folder: Path, class_names: list[str], size: int, channels: int) -> _Source:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
-        found = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in IMAGE_FILES)
+        visible = sorted(file for file in (folder / name).iterdir() if not file.name.startswith("."))
+        found = [file for file in visible if file.suffix.lower() in IMAGE_FILES]
         if not found:
             raise DataError(f"{folder / name} must hold images ({', '.join(sorted(IMAGE_FILES))}), but holds none")
         paths += found

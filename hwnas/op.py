@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 
 from hwnas.errors import SpaceError
 
-_PATTERN = re.compile(r"(?P<kind>[a-z][a-z0-9_]*):(?P<c_in>\d+)-(?P<c_out>\d+):(?P<height>\d+)x(?P<width>\d+)(?P<rest>(:[a-z]\d+)*)", re.ASCII)
+_PATTERN = re.compile(
+    r"(?P<kind>[a-z][a-z0-9_]*):(?P<c_in>\d+)-(?P<c_out>\d+):(?P<height>\d+)x(?P<width>\d+)(?P<rest>(:[a-z]\d+)*)", re.ASCII
+)
 _OPTIONAL = {"kernel": "k", "stride": "s", "hidden": "e", "groups": "g", "dilation": "d"}
 _DEFAULTS = {"kernel": 1, "stride": 1, "hidden": 0, "groups": 1, "dilation": 1}
 

@@ -306,6 +306,19 @@ def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 
     }
 
 
+def space_of(table: NetworkTable, path: Path) -> Mapping[str, Any]:
+    """Name and options of the space that a file of measured networks says it is of.
+
+    Raises:
+        TableError: it does not say so.
+    """
+    try:
+        named = json.loads(table.facts["space"])
+        return {"name": str(named["name"]), "options": dict(named["options"])}
+    except (KeyError, ValueError, TypeError):
+        raise TableError(f"{path} does not say of which space its networks are (a line '# fact space: ...'); profile again") from None
+
+
 def spaces_of(tables: DeviceTables) -> list[Mapping[str, Any]]:
     """Name and options of every space that has measured networks in these tables."""
-    return [json.loads(NetworkTable.load(path).facts["space"]) for path in sorted((tables.folder / "networks").glob("*.csv"))]
+    return [space_of(NetworkTable.load(path), path) for path in sorted((tables.folder / "networks").glob("*.csv"))]

@@ -7,6 +7,7 @@ but the architecture and the experiment's seed.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 import pydantic
-import torch
 
 from hwnas import plugins
 from hwnas.checkpoint import load_state, save_state
@@ -24,7 +24,7 @@ from hwnas.cost import Cost
 from hwnas.data import Dataset
 from hwnas.device import Device
 from hwnas.errors import ConfigError, RunError, nearest
-from hwnas.evaluate import MEASURED, Evaluator, Objective, SharedWeights, ShortTraining, Trial, score
+from hwnas.evaluate import Evaluator, Objective, SharedWeights, Trial
 from hwnas.measure import Progress, silent
 from hwnas.network import Network
 from hwnas.pareto import nondominated, spread
@@ -32,7 +32,7 @@ from hwnas.profile import DeviceTables
 from hwnas.run import Run
 from hwnas.searcher import Problem, Searcher
 from hwnas.space import Architecture, SearchSpace
-from hwnas.train import train
+from hwnas.workers import Job, ShortTraining, TrainingPool
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def make_evaluator(assembly: Assembly, shared: SharedWeights) -> Evaluator:
     if evaluator.name == "shared":
         return shared
     if evaluator.name == "short":
-        return ShortTraining(assembly.space, assembly.data, train_settings(evaluator.options, "evaluator"))
+        return ShortTraining(assembly.experiment, train_settings(evaluator.options, "evaluator"))
     raise ConfigError(f"there is no evaluator called {evaluator.name!r}; {nearest(evaluator.name, ['shared', 'short'])}")
 
 
@@ -109,7 +109,7 @@ def evaluation_seed(experiment: Experiment, arch: Architecture) -> int:
     return int(np.random.SeedSequence([experiment.seed, *arch]).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
-def search(experiment: Experiment, folder: Path, *, tables: Path | None = None, progress: Progress = silent) -> Run:
+def run_search(experiment: Experiment, folder: Path, *, tables: Path | None = None, progress: Progress = silent) -> Run:
     """Searches, or goes on where a search in that folder stopped, and trains the members of the front in full.
 
     Raises:
@@ -143,32 +143,28 @@ def run_trials(assembly: Assembly, run: Run, progress: Progress = silent, evalua
         archs = searcher.ask(min(experiment.batch, experiment.trials - told))
         if not archs:
             break
-        batch = []
         for index, arch in enumerate(archs, told):
-            trial = done.get(index)
-            if trial is None:
-                trial = evaluate(assembly, evaluator, index, arch, searcher.log)
-                run.record(trial, assembly.space, assembly.objectives)
-            elif trial.arch != arch:
+            if index in done and done[index].arch != arch:
                 raise RunError(
                     f"{run.folder} holds trial {index} of another search than its checkpoint's; the database and searcher.safetensors "
                     "do not belong together: restore both from one copy, or start a new run"
                 )
-            batch.append(trial)
-            progress("search", index + 1, experiment.trials)
+        fresh = [(index, arch) for index, arch in enumerate(archs, told) if index not in done]
+        seeds = [evaluation_seed(experiment, arch) for _, arch in fresh]
+        for number, values in evaluator.evaluate([arch for _, arch in fresh], seeds):
+            index, arch = fresh[number]
+            costs = {metric: float(cost.of([arch])[0]) for metric, cost in assembly.costs.items()}
+            done[index] = Trial(index, arch, {**values, **costs}, {"log": dict(searcher.log)} if searcher.log else {})
+            run.record(done[index], assembly.space, assembly.objectives)
+            progress("search", len(done), experiment.trials)
+        batch = [done[index] for index in range(told, told + len(archs))]
         searcher.tell(batch)
         told += len(batch)
         run.save_searcher(searcher.state(), told)
-    if not run.trials(assembly.space):
+    evaluator.close()
+    if not done:
         raise ConfigError(f"the searcher {experiment.searcher.name} asked for no architecture at all; loosen the budgets {experiment.budgets}")
     return shared
-
-
-def evaluate(assembly: Assembly, evaluator: Evaluator, index: int, arch: Architecture, log: dict[str, float]) -> Trial:
-    """One trial: what the evaluator measured and what the cost models predict."""
-    costs = {metric: float(cost.of([arch])[0]) for metric, cost in assembly.costs.items()}
-    measured = evaluator.evaluate(arch, evaluation_seed(assembly.experiment, arch))
-    return Trial(index, arch, {**measured, **costs}, {"log": dict(log)} if log else {})
 
 
 class Member(pydantic.BaseModel):
@@ -197,18 +193,36 @@ def choose_members(trials: Sequence[Trial], objectives: Sequence[Objective], mos
 
 
 def train_members(assembly: Assembly, run: Run, shared: SharedWeights, progress: Progress = silent) -> list[Member]:
-    """Trains the chosen trials in full, one after another; finished ones are kept, an interrupted one goes on."""
+    """Trains the chosen trials in full, as many at a time as there are cores; finished ones are kept, interrupted ones go on."""
     experiment = assembly.experiment
     settings = experiment.final_training()
     chosen = choose_members(run.trials(assembly.space), assembly.objectives, experiment.final.members)
-    warm = _trained(run, shared) if experiment.final.warm_start else None
-    members = []
-    for number, trial in enumerate(chosen):
-        folder = run.folder / "members" / f"m{number:02d}"
-        if not (folder / "member.json").exists():
-            _train_member(assembly, trial, folder, warm, settings.epochs, number, len(chosen), progress)
-        members.append(read_member(folder))
-    return members
+    folders = [run.folder / "members" / f"m{number:02d}" for number in range(len(chosen))]
+    todo = [number for number, folder in enumerate(folders) if not (folder / "member.json").exists()]
+    if todo:
+        warm = run.folder / "warm.safetensors" if experiment.final.warm_start else None
+        if warm is not None:
+            save_state(warm, _trained(run, shared).supernet.state_dict(), {"space": assembly.space.id})
+        jobs = [
+            Job(
+                chosen[number].arch, evaluation_seed(experiment, chosen[number].arch), settings, warm=warm,
+                checkpoint=folders[number] / "training.safetensors", save=folders[number] / "weights.safetensors",
+            )
+            for number in todo
+        ]  # fmt: skip
+        done = (len(chosen) - len(todo)) * settings.epochs
+
+        def count(_: int) -> None:
+            nonlocal done
+            done += 1
+            progress("train members", done, len(chosen) * settings.epochs)
+
+        with TrainingPool(experiment) as pool:
+            for number, values in pool.train(jobs, count):
+                _finish_member(assembly, chosen[todo[number]], folders[todo[number]], values)
+        if warm is not None:
+            warm.unlink(missing_ok=True)
+    return [read_member(folder) for folder in folders]
 
 
 def _trained(run: Run, shared: SharedWeights) -> SharedWeights:
@@ -221,34 +235,13 @@ def _trained(run: Run, shared: SharedWeights) -> SharedWeights:
     return shared
 
 
-def _train_member(
-    assembly: Assembly, trial: Trial, folder: Path, warm: SharedWeights | None, epochs: int, number: int, of: int, progress: Progress
-) -> None:
-    experiment = assembly.experiment
-    seed = evaluation_seed(experiment, trial.arch)
-    if warm is None:
-        network = Network(assembly.space, trial.arch, torch.Generator().manual_seed(seed))
-    else:
-        network = warm.supernet.extract(trial.arch)
-    progress("train members", number * epochs, of * epochs)
-    report = train(
-        network,
-        assembly.data,
-        experiment.final_training(),
-        seed,
-        on_epoch=lambda epoch, loss: progress("train members", number * epochs + epoch + 1, of * epochs),
-        checkpoint=folder / "training.safetensors",
-    )
-    if report.diverged:
+def _finish_member(assembly: Assembly, trial: Trial, folder: Path, values: dict[str, float]) -> None:
+    if not math.isfinite(values["loss"]):
         raise ConfigError(f"training {assembly.space.describe(trial.arch)} in full diverged; lower final.training.lr")
-    network.cpu()
-    save_state(folder / "weights.safetensors", network.state_dict(), {"arch": list(trial.arch), "space": assembly.space.id})
-    costs = assembly.costs
     predicted: dict[str, dict[Literal["mean", "upper"], float]] = {
-        metric: {"mean": float(cost.of([trial.arch])[0]), "upper": float(cost.upper([trial.arch], experiment.confidence)[0])}
-        for metric, cost in costs.items()
+        metric: {"mean": float(cost.of([trial.arch])[0]), "upper": float(cost.upper([trial.arch], assembly.experiment.confidence)[0])}
+        for metric, cost in assembly.costs.items()
     }
-    values = {name: value for name, value in score(network, assembly.data).items() if name in MEASURED}
     member = Member(name=folder.name, arch=list(trial.arch), trial=trial.index, values=values, predicted=predicted)
     unfinished = folder / "member.json.tmp"
     unfinished.write_text(member.model_dump_json(indent=1), encoding="utf-8")

@@ -188,14 +188,14 @@ class Searcher(abc.ABC):
     def propose(self, n: int) -> list[Architecture]:
         """At most n architectures."""
 
-    def learn(self, trials: Sequence[Trial]) -> None:  # noqa: B027 (not every searcher learns)
+    def learn(self, trials: Sequence[Trial]) -> None:
         """Takes in finished trials, possibly none."""
 
     def save(self) -> State:
         """Tensors and JSON-able values beside the generator's state."""
         return {}, {}
 
-    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:  # noqa: B027 (nor has anything to load)
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The inverse of `save`."""
 
     def unasked(self, candidates: Iterable[Architecture], n: int) -> list[Architecture]:
@@ -210,15 +210,20 @@ class Searcher(abc.ABC):
         return list(found.values())
 
     def random_architectures(self, n: int) -> Iterator[Architecture]:
-        """`n` random feasible architectures and a hundred more, then every architecture of a space that can be enumerated.
+        """`n` random feasible architectures and some more; of a space that can be enumerated all the others, too.
 
-        What `unasked` finds none in has, as good as surely, nothing more to ask.
+        Where `unasked` finds nothing in them there is, as good as surely, nothing more to ask.
         """
-        for _ in range(n + 100):
+        few = self.problem.space.size <= ENUMERABLE
+        for _ in range(n + (10 if few else 100)):
             yield self.problem.random(self.rng)
-        if self.problem.space.size <= ENUMERABLE:
-            archs = list(self.problem.space.all())
-            yield from (archs[i] for i in self.rng.permutation(len(archs)))
+        if few:
+            yield from (self._all_feasible[i] for i in self.rng.permutation(len(self._all_feasible)))
+
+    @cached_property
+    def _all_feasible(self) -> list[Architecture]:
+        archs = list(self.problem.space.all())
+        return [arch for arch, keeps in zip(archs, self.problem.feasible(archs), strict=True) if keeps]
 
     def vectors(self, trials: Sequence[Trial]) -> NDArray[np.float64]:
         """Minimised objectives, (trial, objective)."""

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
 # before anything imports hwnas; an int is a float, as it is to mypy
-install_import_hook("hwnas", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+jaxtyping.install_import_hook("hwnas", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import torch.fx  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from hwnas import plugins  # noqa: E402
 from hwnas.op import OpSpec  # noqa: E402
 from hwnas.space import SearchSpace, Site, Slot, load_space  # noqa: E402
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def unchecked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with the checks switched off while it runs."""
+
+    @functools.wraps(function)
+    def without(*args: P.args, **kwargs: P.kwargs) -> R:
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+    return without
+
+
+torch.fx.symbolic_trace = unchecked(torch.fx.symbolic_trace)  # it traces with stand-ins that are no tensors
 torch.set_num_threads(1)
 settings.register_profile("hwnas", deadline=None, derandomize=True)
 settings.load_profile("hwnas")

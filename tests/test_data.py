@@ -377,7 +377,9 @@ def test_files_that_do_not_go_together_are_refused(tmp_path: Path, plain: str) -
 
 
 def test_image_folder(folder: Path) -> None:
-    (folder / "train" / "ant" / "Thumbs.db").write_bytes(b"not an image")
+    for name in ("Thumbs.db", "._0.png"):
+        (folder / "train" / "ant" / name).write_bytes(b"not an image")
+    (folder / "train" / ".cache").mkdir()
     data = load_data("image_folder", {"path": str(folder), "size": 4, "valid_share": 0.2})
     assert [len(part) for part in (data.train, data.valid, data.test)] == [16, 4, 4]
     assert data.class_names == ("ant", "bee") and data.image_shape == (3, 4, 4) and data.name == folder.name

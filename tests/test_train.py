@@ -175,11 +175,11 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(data: Dataset, tmp
 )
 def test_a_checkpoint_of_another_training_is_refused(data: Dataset, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = tmp_path / "t.safetensors"
-    given = {"network": network(), "data": data, "settings": SETTINGS, "seed": 3}
+    options: dict[str, Any] = {"network": network(), "data": data, "settings": SETTINGS, "seed": 3}
     with pytest.raises(KeyboardInterrupt):
-        train(**given, on_epoch=killed_after(0), checkpoint=path)
+        train(**options, on_epoch=killed_after(0), checkpoint=path)
     with pytest.raises(RunError, match=rf"t\.safetensors .*{message}.*delete it"):
-        train(**(given | changes), checkpoint=path)
+        train(**(options | changes), checkpoint=path)
 
 
 def test_a_damaged_checkpoint_is_refused(data: Dataset, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The budgets are hard here: what exceeds one is never asked, so all that is told 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
@@ -70,7 +71,7 @@ class NSGA2(Searcher):
         """Of the first generation while there is no whole population, else offspring."""
         strangers = self.random_architectures(n)
         if len(self.asked) < self.population or len(self._survivors) == 0:
-            return self.unasked(chain(self._cheapest(), strangers), n)
+            return self.unasked(chain(self._cheapest, strangers), n)
         return self.unasked(chain(self._offspring(n), self._neighbours(n), strangers), n)
 
     def learn(self, trials: Sequence[Trial]) -> None:
@@ -89,10 +90,10 @@ class NSGA2(Searcher):
         """The inverse of `save`."""
         self._survivors = Population.new(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
-    def _cheapest(self) -> Iterator[Architecture]:
-        for objective in self.problem.objectives:
-            if objective.name in self.problem.costs:
-                yield self.problem.costs[objective.name].cheapest()
+    @cached_property
+    def _cheapest(self) -> list[Architecture]:
+        costs = [self.problem.costs[objective.name] for objective in self.problem.objectives if objective.name in self.problem.costs]
+        return [cost.cheapest() for cost in costs if cost.additive]  # the others are priced one by one, too slow to look for the least
 
     def _offspring(self, n: int) -> Iterator[Architecture]:
         context = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=self.rng)

@@ -22,7 +22,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from hwnas import layers
 from hwnas.checkpoint import load_state, save_state
 from hwnas.cost import Cost, choice_mask
 from hwnas.data import batches
@@ -279,6 +278,10 @@ class SNAS(Searcher):
                     _, parameter, entry = key.split(".")
                     states.setdefault(int(parameter), {})[entry] = tensor
             optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+            for weight, state in optimizer.state.items():  # lying in memory as the weight does, or sums round otherwise
+                for entry, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == weight.shape:
+                        state[entry] = torch.empty_like(weight).copy_(value)
 
     def probs(self) -> Float[Tensor, "slot choice"]:
         """What the logits say of every slot's choices; zeros in the padding."""
@@ -307,7 +310,7 @@ class SNAS(Searcher):
         with torch.no_grad():
             self.logits.copy_(torch.randn(self.logits.shape, generator=generator).mul_(0.01).add_(1.0))
             if self._eta > 0 and not self.warm_start:
-                layers.initialise(self.shared.supernet.cpu(), generator)
+                self.shared.initialise(generator)
         self._new_optimizers()
 
     def _train(self, until: int) -> None:

@@ -1,0 +1,360 @@
+"""The commands. Heavy imports stand inside them: `hwnas --help` and the listings do without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hwnas import __version__
+from hwnas.errors import ConfigError, HwnasError
+
+if TYPE_CHECKING:
+    from hwnas.run import Run
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=(
+    "Hardware-aware neural architecture search: measure a device, search, and get a Pareto front of trained models as ONNX, "
+    "each measured on that device and inside the budget."
+))  # fmt: skip
+table_app = typer.Typer(no_args_is_help=True, help="Look at lookup tables and check them.")
+app.add_typer(table_app, name="table")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Config = Annotated[str, typer.Argument(help="An experiment: a name from configs/ or the path of a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the experiment, e.g. trials=100 budgets.latency_ms=0.5", metavar="[KEY=VALUE]...")]
+Tables = Annotated[Path | None, typer.Option(help="Folder of the lookup tables [default: the project's latency_tables/, else the user's data folder].")]
+RunFolder = Annotated[Path | None, typer.Option("--run", help="The run's folder [default: runs/<experiment>].")]
+RunArgument = Annotated[str, typer.Argument(help="A run: its folder, or the experiment's name for runs/<name>.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """What every command shares."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """List the devices: targets of profiling and search, one YAML file each."""
+    from hwnas import plugins
+    from hwnas.config import available, load_device
+
+    backends = {entry.name: entry.missing for entry in plugins.listing("backends")}
+    rows = []
+    for name, path in available("devices").items():
+        device = load_device(str(path))
+        missing = backends.get(device.backend, (f"a backend called {device.backend}",))
+        rows.append({"name": name, "summary": f"{device.description} [{device.backend}, {device.precision}]", "missing": list(missing)})
+    _list(rows, as_json)
+
+
+@app.command()
+def spaces(as_json: Json = False) -> None:
+    """List the search spaces."""
+    _plugins("spaces", as_json)
+
+
+@app.command()
+def searchers(as_json: Json = False) -> None:
+    """List the searchers."""
+    _plugins("searchers", as_json)
+
+
+@app.command()
+def profile(
+    device: Annotated[str, typer.Argument(help="A device: a name from devices/ or the path of a YAML file.")],
+    config: Config,
+    overrides: Overrides = None,
+    tables: Tables = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the operators that the experiment's space needs, and whole networks to calibrate them; what is there is kept."""
+    from hwnas.config import load_experiment
+
+    experiment = load_experiment(config, [*(overrides or ()), f"device={json.dumps(device)}"])
+    with _progress() as progress:
+        summary = _profile(experiment, tables, progress)
+    _show(summary, as_json)
+
+
+@app.command()
+def search(config: Config, overrides: Overrides = None, run: RunFolder = None, tables: Tables = None, as_json: Json = False) -> None:
+    """Search and train the front's members; a search that was interrupted goes on."""
+    from hwnas.config import load_experiment
+    from hwnas.search import run_search
+
+    experiment = load_experiment(config, overrides or ())
+    with _progress() as progress:
+        done = run_search(experiment, run or _default_run(experiment.name), tables=tables, progress=progress)
+    _show_front(done, as_json)
+
+
+@app.command()
+def front(run: RunArgument, as_json: Json = False) -> None:
+    """Show the Pareto front of a run: measured where it is exported, else predicted."""
+    _show_front(_open_run(run), as_json)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    budget: Annotated[list[str] | None, typer.Option(help="A tighter budget, e.g. latency_ms=0.5; may be given several times.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the exported models [default: RUN/export].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the front as ONNX models, measure each on the device, and keep those inside the budgets."""
+    from hwnas.front import export_run
+
+    opened = _open_run(run)
+    with _progress() as progress:
+        export_run(opened, out=out, budgets=_budgets(budget or ()), progress=progress)
+    _show_front(opened, as_json, out)
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="An exported model's folder, or the folder of several.")], as_json: Json = False) -> None:
+    """Check exported models again: files, outputs against torch, accuracy, latency against the budget."""
+    with _progress() as progress:
+        reports, passed = _verify(folder, progress)
+    if as_json:
+        typer.echo(json.dumps(reports, indent=1))
+    else:
+        for report in reports:
+            typer.echo(report["name"])
+            for check in report["checks"]:
+                typer.echo(f"  {check['status']:7} {check['name']}: {check['found']}" + (f" (limit {check['limit']})" if check["limit"] else ""))
+    if not passed:
+        typer.echo("verify: not every check passed", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(run: RunArgument, as_json: Json = False) -> None:
+    """Draw front.png and write the self-contained report.html into the run's folder."""
+    from hwnas.front import report_run
+
+    paths = [str(path) for path in report_run(_open_run(run))]
+    typer.echo(json.dumps({"files": paths}) if as_json else "\n".join(paths))
+
+
+@app.command(name="run")
+def run_all(config: Config, overrides: Overrides = None, run: RunFolder = None, tables: Tables = None, as_json: Json = False) -> None:
+    """Do it all: profile, search, export, verify, report. What is done already is skipped."""
+    from hwnas.config import load_experiment
+    from hwnas.front import export_run, report_run
+    from hwnas.search import run_search
+
+    experiment = load_experiment(config, overrides or ())
+    folder = run or _default_run(experiment.name)
+    with _progress() as progress:
+        _profile(experiment, tables, progress)
+        done = run_search(experiment, folder, tables=tables, progress=progress)
+        exported = export_run(done, progress=progress, tables=tables)
+        reports, passed = _verify(exported, progress)
+        files = report_run(done)
+    if not passed:
+        failed = [f"{r['name']}: {c['name']}" for r in reports for c in r["checks"] if c["status"] == "failed"]
+        raise HwnasError(f"verification failed ({'; '.join(failed)}); look with `hwnas verify {exported}`, and delete that folder to export again")
+    _show_front(done, as_json)
+    if not as_json:
+        typer.echo(f"models: {exported}\nreport: {files[-1]}")
+
+
+@table_app.command(name="check")
+def table_check(
+    table: Annotated[str, typer.Argument(help="A device's name, or the CSV of a space's measured networks.")],
+    networks: Annotated[int, typer.Option(min=2, help="How many unseen random networks to measure.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the networks.")] = 1,
+    tables: Tables = None,
+    as_json: Json = False,
+) -> None:
+    """Measure random networks that calibration never saw and compare them with the table, before and after calibration."""
+    with _progress() as progress:
+        results = list(_checks(table, networks, seed, tables, progress))
+    if as_json:
+        typer.echo(json.dumps(results if len(results) != 1 else results[0], indent=1))
+        return
+    for result in results:
+        typer.echo(f"{result['device']} {result['space']}: {result['n']} networks, {result['probes']} probes, {result['seconds']} s")
+        for row in ("noise_floor", "before", "after"):
+            a = result[row]
+            typer.echo(
+                f"  {row.replace('_', ' '):12} mean error {a['mape']:6.2%}   within 5 % {a['within_5']:4.0%}   "
+                f"within 10 % {a['within_10']:4.0%}   Spearman {a['spearman']:.3f}"
+            )
+        typer.echo(f"  the 90 % interval holds {result['interval_coverage']:.0%}")
+
+
+def _checks(table: str, networks: int, seed: int, tables: Path | None, progress: Callable[[str, int, int], None]) -> Iterator[dict[str, Any]]:
+    from hwnas.config import load_device, tables_root
+    from hwnas.errors import TableError
+    from hwnas.profile import DeviceTables, check, space_of, spaces_of
+    from hwnas.space import load_space
+    from hwnas.table import NetworkTable
+
+    if table.endswith(".csv"):
+        path = Path(table).resolve()
+        measured = NetworkTable.load(path)
+        here = DeviceTables.here(path.parents[3], load_device(measured.device))
+        wanted = [space_of(measured, path)]
+        if here.folder != path.parents[1]:
+            raise TableError(f"{table} was measured elsewhere and cannot be checked here{here.explain_absence()}; measure here with `hwnas profile`")
+    else:
+        here = DeviceTables.here(tables_root(tables), load_device(table))
+        wanted = spaces_of(here)
+        if not wanted:
+            raise TableError(f"{table} has no tables here{here.explain_absence()}; measure with `hwnas profile {table} CONFIG`")
+    for named in wanted:
+        yield check(here, load_space(named["name"], named["options"]), networks, seed=seed, progress=progress)
+
+
+def _profile(experiment: Any, tables: Path | None, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+    from hwnas.config import tables_root
+    from hwnas.profile import DeviceTables, profile_networks, profile_operators
+
+    space = experiment.load_space()
+    here = DeviceTables.here(tables_root(tables), experiment.load_device())
+    operators = space.operators()
+    lacking = len(here.operators("latency_ms").missing(operators))
+    table = profile_operators(here, operators, progress=progress)
+    networks = profile_networks(here, space, experiment.calibration.probes, seed=experiment.seed, progress=progress)
+    calibration = here.calibration(space)
+    return {
+        "device": here.device.name,
+        "space": space.id,
+        "folder": str(here.folder),
+        "operators": len(operators),
+        "measured_now": lacking - len([op for op in operators if op in table.bad]),
+        "bad": {str(op): reason for op, reason in table.bad.items()},
+        "networks": len(networks.rows),
+        "noise_floor": float(networks.facts.get("noise floor", "nan")),
+        "left_out_error": float(abs(calibration.left_out).mean()),
+    }
+
+
+def _verify(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[list[dict[str, Any]], bool]:
+    from dataclasses import asdict
+
+    from hwnas.verify import verify as check_folder
+
+    reports = check_folder(folder)
+    return [asdict(report) for report in reports], all(report.passed for report in reports)
+
+
+def _default_run(name: str) -> Path:
+    return Path("runs") / name
+
+
+def _open_run(run: str) -> Run:
+    from hwnas.run import Run
+
+    path = Path(run)
+    return Run.open(path if path.is_dir() or os.sep in run else _default_run(run))
+
+
+def _budgets(texts: Sequence[str]) -> dict[str, float]:
+    budgets = {}
+    for text in texts:
+        metric, _, limit = text.partition("=")
+        try:
+            budgets[metric] = float(limit)
+        except ValueError:
+            raise ConfigError(f"--budget must look like latency_ms=0.5, but got {text!r}") from None
+    return budgets
+
+
+def _show_front(run: Run, as_json: bool, out: Path | None = None) -> None:
+    from hwnas.front import front_of
+
+    found = front_of(run, out)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=f"{run.experiment.name}: {len(found['members'])} members, hypervolume {found['hypervolume']:.4g} ({found['basis']})")
+    columns = ["name", *(f"{name} (valid)" for name in ("accuracy",)), "test accuracy", "predicted ms", "measured p50 ms", "p90 ms"]
+    for column in columns:
+        shown.add_column(column, justify="left" if column == "name" else "right")
+    for member in found["members"]:
+        values, predicted, measured = member["values"], member["predicted"].get("latency_ms", {}), member["measured"].get("latency_ms", {})
+        cells = [values.get("accuracy"), values.get("test_accuracy"), predicted.get("mean"), measured.get("p50"), measured.get("p90")]
+        texts = ["" if cell is None else f"{cell:.2%}" if i < 2 else f"{cell:.4f}" for i, cell in enumerate(cells)]
+        shown.add_row(member["name"], *texts)
+    Console().print(shown)
+    for name, reason in found["left_out"].items():
+        typer.echo(f"left out {name}: {reason}")
+
+
+def _plugins(kind: str, as_json: bool) -> None:
+    from hwnas import plugins
+
+    _list([{"name": entry.name, "summary": entry.summary, "missing": list(entry.missing)} for entry in plugins.listing(kind)], as_json)
+
+
+def _list(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        lacks = f" (needs {', '.join(row['missing'])}: pip install it)" if row["missing"] else ""
+        typer.echo(f"{row['name']:{width}}  {row['summary']}{lacks}")
+
+
+def _show(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+        return
+    for key, value in summary.items():
+        typer.echo(f"{key.replace('_', ' '):16} {value}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on standard error, one for each thing that is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bars: dict[str, Any] = {}
+    columns = (TextColumn("{task.description:16}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+
+        def update(what: str, done: int, of: int) -> None:
+            if what not in bars:
+                bars[what] = shown.add_task(what, total=of)
+            shown.update(bars[what], completed=min(done, of), total=of)
+
+        yield update
+
+
+def main() -> None:
+    """Runs a command; an error that is the user's to mend is one sentence and exit code 2."""
+    try:
+        app()
+    except HwnasError as error:
+        if os.environ.get("HWNAS_TRACEBACK"):
+            raise
+        typer.echo(f"hwnas: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("hwnas: interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+    except OSError as error:
+        if os.environ.get("HWNAS_TRACEBACK"):
+            raise
+        typer.echo(f"hwnas: {error.strerror or error}: {error.filename or 'no file named'}; check the path and its permissions", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
