@@ -7,7 +7,7 @@ The public API, in the order in which data flows (each name is imported when it 
     CostTable, CostModel, Calibration            a table; exact and expected cost with its gradient; corrected prices with uncertainty
     load_data, Dataset                           digits, npz, image_folder
     Problem, Searcher, run_search, Run             what is searched for, ask and tell, the loop, its folder
-    export_run, verify_folder, front_of, report_run     ONNX per device, the proof, the front as plain data, pictures
+    export_run, front_of, report_run           ONNX per device, the proof, the front as plain data, pictures
 """
 
 from __future__ import annotations
@@ -18,16 +18,25 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load_device": "config", "load_experiment": "config", "Experiment": "config", "Device": "device", "load_space": "space",
-    "SearchSpace": "space", "Site": "space", "Slot": "space", "OpSpec": "op", "DeviceTables": "profile", "profile_operators": "profile",
-    "profile_networks": "profile", "CostTable": "table", "CostModel": "cost", "Calibration": "calibrate", "load_data": "data",
-    "Dataset": "data", "Problem": "searcher", "Searcher": "searcher", "run_search": "search", "Run": "run", "export_run": "front",
-    "front_of": "front", "report_run": "front", "verify_folder": "verify",
-}  # fmt: skip
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+    "config": ("Experiment", "load_device", "load_experiment", "tables_root"),
+    "op": ("OpSpec",),
+    "space": ("SearchSpace", "Site", "Slot", "load_space"),
+    "device": ("Device",),
+    "table": ("CostTable",),
+    "cost": ("CostModel",),
+    "calibrate": ("Calibration",),
+    "profile": ("DeviceTables", "profile_networks", "profile_operators"),
+    "data": ("Dataset", "load_data"),
+    "searcher": ("Problem", "Searcher"),
+    "run": ("Run",),
+    "search": ("run_search",),
+    "front": ("export_run", "front_of", "report_run"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *sorted(_MODULES)]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'hwnas' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"hwnas.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"hwnas.{_MODULES[name]}"), name)

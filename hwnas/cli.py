@@ -27,8 +27,12 @@ app.add_typer(table_app, name="table")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Config = Annotated[str, typer.Argument(help="An experiment: a name from configs/ or the path of a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Changes to the experiment, e.g. trials=100 budgets.latency_ms=0.5", metavar="[KEY=VALUE]...")]
-Tables = Annotated[Path | None, typer.Option(help="Folder of the lookup tables [default: the project's latency_tables/, else the user's data folder].")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the experiment, e.g. trials=100 budgets.latency_ms=0.5", metavar="[KEY=VALUE]...")
+]
+Tables = Annotated[
+    Path | None, typer.Option(help="Folder of the lookup tables [default: the project's latency_tables/, else the user's data folder].")
+]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="The run's folder [default: runs/<experiment>].")]
 RunArgument = Annotated[str, typer.Argument(help="A run: its folder, or the experiment's name for runs/<name>.")]
 
@@ -120,7 +124,9 @@ def export(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="An exported model's folder, or the folder of several.")], as_json: Json = False) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(help="An exported model's folder, or the folder of several.")], as_json: Json = False
+) -> None:
     """Check exported models again: files, outputs against torch, accuracy, latency against the budget."""
     with _progress() as progress:
         reports, passed = _verify(folder, progress)
@@ -130,7 +136,9 @@ def verify(folder: Annotated[Path, typer.Argument(help="An exported model's fold
         for report in reports:
             typer.echo(report["name"])
             for check in report["checks"]:
-                typer.echo(f"  {check['status']:7} {check['name']}: {check['found']}" + (f" (limit {check['limit']})" if check["limit"] else ""))
+                typer.echo(
+                    f"  {check['status']:7} {check['name']}: {check['found']}" + (f" (limit {check['limit']})" if check["limit"] else "")
+                )
     if not passed:
         typer.echo("verify: not every check passed", err=True)
         raise typer.Exit(1)
@@ -157,12 +165,14 @@ def run_all(config: Config, overrides: Overrides = None, run: RunFolder = None, 
     with _progress() as progress:
         _profile(experiment, tables, progress)
         done = run_search(experiment, folder, tables=tables, progress=progress)
-        exported = export_run(done, progress=progress, tables=tables)
+        exported = export_run(done, progress=progress)
         reports, passed = _verify(exported, progress)
         files = report_run(done)
     if not passed:
         failed = [f"{r['name']}: {c['name']}" for r in reports for c in r["checks"] if c["status"] == "failed"]
-        raise HwnasError(f"verification failed ({'; '.join(failed)}); look with `hwnas verify {exported}`, and delete that folder to export again")
+        raise HwnasError(
+            f"verification failed ({'; '.join(failed)}); look with `hwnas verify {exported}`, and delete that folder to export again"
+        )
     _show_front(done, as_json)
     if not as_json:
         typer.echo(f"models: {exported}\nreport: {files[-1]}")
@@ -193,7 +203,9 @@ def table_check(
         typer.echo(f"  the 90 % interval holds {result['interval_coverage']:.0%}")
 
 
-def _checks(table: str, networks: int, seed: int, tables: Path | None, progress: Callable[[str, int, int], None]) -> Iterator[dict[str, Any]]:
+def _checks(
+    table: str, networks: int, seed: int, tables: Path | None, progress: Callable[[str, int, int], None]
+) -> Iterator[dict[str, Any]]:
     from hwnas.config import load_device, tables_root
     from hwnas.errors import TableError
     from hwnas.profile import DeviceTables, check, space_of, spaces_of
@@ -206,7 +218,9 @@ def _checks(table: str, networks: int, seed: int, tables: Path | None, progress:
         here = DeviceTables.here(path.parents[3], load_device(measured.device))
         wanted = [space_of(measured, path)]
         if here.folder != path.parents[1]:
-            raise TableError(f"{table} was measured elsewhere and cannot be checked here{here.explain_absence()}; measure here with `hwnas profile`")
+            raise TableError(
+                f"{table} was measured elsewhere and cannot be checked here{here.explain_absence()}; measure here with `hwnas profile`"
+            )
     else:
         here = DeviceTables.here(tables_root(tables), load_device(table))
         wanted = spaces_of(here)
@@ -245,7 +259,7 @@ def _verify(folder: Path, progress: Callable[[str, int, int], None]) -> tuple[li
 
     from hwnas.verify import verify as check_folder
 
-    reports = check_folder(folder)
+    reports = check_folder(folder, progress=progress)
     return [asdict(report) for report in reports], all(report.passed for report in reports)
 
 
@@ -281,7 +295,9 @@ def _show_front(run: Run, as_json: bool, out: Path | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=f"{run.experiment.name}: {len(found['members'])} members, hypervolume {found['hypervolume']:.4g} ({found['basis']})")
+    shown = Table(
+        title=f"{run.experiment.name}: {len(found['members'])} members, hypervolume {found['hypervolume']:.4g} ({found['basis']})"
+    )
     columns = ["name", *(f"{name} (valid)" for name in ("accuracy",)), "test accuracy", "predicted ms", "measured p50 ms", "p90 ms"]
     for column in columns:
         shown.add_column(column, justify="left" if column == "name" else "right")
@@ -326,7 +342,13 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     bars: dict[str, Any] = {}
-    columns = (TextColumn("{task.description:16}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:16}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as shown:
 
         def update(what: str, done: int, of: int) -> None:

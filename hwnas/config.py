@@ -172,7 +172,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or 'it cannot be parsed'}; mend that line") from None
+        raise ConfigError(
+            f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or 'it cannot be parsed'}; mend that line"
+        ) from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, but holds {type(found).__name__}")
     return found

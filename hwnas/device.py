@@ -8,7 +8,7 @@ import os
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,6 +41,7 @@ class Device(BaseModel):
     energy: Energy = Energy()
 
 
+@runtime_checkable
 class Executable(Protocol):
     """A compiled model with inputs of its own."""
 
@@ -48,6 +49,7 @@ class Executable(Protocol):
         """One inference; returns when its result is there."""
 
 
+@runtime_checkable
 class Backend(Protocol):
     """A runtime. Its file in `hwnas/backends/` holds one class that takes the device positionally, options keyword-only.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from hwnas.device import digest
 from hwnas.errors import BudgetError, ConfigError, ExportError, nearest
 from hwnas.evaluate import MEASURED, Objective
 from hwnas.export import Facts, Measured, complete, describe, finish_member, load_exporter, measure_members, replace_file, write_model
-from hwnas.measure import Progress, silent
+from hwnas.measure import Progress, Protocol, silent
 from hwnas.pareto import hypervolume, nondominated, reference_point
 from hwnas.profile import fingerprint, paper_costs
+from hwnas.report import draw_png, front_data, write_html
 from hwnas.run import Run
 from hwnas.search import Member, load_member, read_members
 from hwnas.train import evaluate_accuracy
@@ -38,9 +38,7 @@ class Exported(pydantic.BaseModel):
     left_out: dict[str, str]
 
 
-def export_run(
-    run: Run, *, out: Path | None = None, budgets: Mapping[str, float] | None = None, progress: Progress = silent
-) -> Path:
+def export_run(run: Run, *, out: Path | None = None, budgets: Mapping[str, float] | None = None, progress: Progress = silent) -> Path:
     """Writes the trained members as models, measures all of them in one session, and keeps those inside every budget.
 
     Members that another one beats in every objective, by measurement, are left out too. The test part of the data is
@@ -83,7 +81,11 @@ def export_run(
         raise BudgetError(f"no trained member of {run.folder} keeps the budgets {limits}: {best}; loosen them or search again with them")
     objectives = _objectives(run, costs)
     best_rows = nondominated(_vectors(kept, objectives, measured))
-    left_out |= {m.name: "another member is at least as good in every objective, as measured" for m, good in zip(kept, best_rows, strict=True) if not good}
+    left_out |= {
+        m.name: "another member is at least as good in every objective, as measured"
+        for m, good in zip(kept, best_rows, strict=True)
+        if not good
+    }
     data = experiment.load_data()
     for member in members:
         if member.name in left_out:
@@ -100,6 +102,38 @@ def export_run(
     replace_file(folder / RECORD, record.model_dump_json(indent=1).encode())
     (folder / "latency.journal").unlink(missing_ok=True)
     return folder
+
+
+def report_run(run: Run, out: Path | None = None) -> list[Path]:
+    """Draws `front.png` and writes `report.html` into the run's folder; their paths.
+
+    Raises:
+        RunError: the run has no trained members yet, or its database is damaged.
+    """
+    experiment = run.experiment
+    found = front_of(run, out)
+    trials = run.trials(experiment.load_space())
+    objectives = _objectives(run, trials[0].values)
+    facts: dict[str, dict[str, str]] = {
+        "Experiment": {
+            "hwnas": __version__,
+            "name": experiment.name,
+            "seed": str(experiment.seed),
+            "space": experiment.space.name,
+            "data": experiment.data.name,
+            "searcher": experiment.searcher.name,
+            "evaluator": experiment.evaluator.name,
+            "trials": str(len(trials)),
+        }
+    }
+    if found["basis"] == "measured":
+        facts["Device and runtime"] = {"device": experiment.device, **read_export(out or run.folder / "export").fingerprint}
+    facts["Measuring protocol"] = Protocol().as_text()
+    data = front_data(found, trials, objectives, found["budgets"], facts, title=experiment.name, subtitle=experiment.description)
+    paths = [run.folder / "front.png", run.folder / "report.html"]
+    draw_png(data, paths[0])
+    write_html(data, paths[1])
+    return paths
 
 
 def read_export(folder: Path) -> Exported:
@@ -141,10 +175,14 @@ def front_of(run: Run, out: Path | None = None) -> dict[str, Any]:
         members = [member for member in members if member.name in facts]
     else:
         good = nondominated(_vectors(members, objectives, {}))
-        left_out = {m.name: "another member is at least as good in every objective, as predicted" for m, g in zip(members, good, strict=True) if not g}
+        left_out = {
+            m.name: "another member is at least as good in every objective, as predicted"
+            for m, g in zip(members, good, strict=True)
+            if not g
+        }
         members = [member for member in members if member.name not in left_out]
     vectors = _vectors(members, objectives, measured)
-    order = np.argsort(vectors[:, -1], kind="stable") if len(members) else []
+    order = np.argsort(vectors[:, -1], kind="stable").tolist()
     reference = reference_point(vectors) if len(members) else np.zeros(len(objectives))
     return {
         "objectives": [objective.name for objective in objectives],
@@ -173,7 +211,9 @@ def _objectives(run: Run, costs: Mapping[str, Any]) -> tuple[Objective, ...]:
     return tuple(Objective.named(name, [LATENCY, *costs]) for name in run.experiment.objectives)
 
 
-def _vectors(members: Sequence[Member], objectives: Sequence[Objective], measured: Mapping[str, Mapping[str, Measured]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _vectors(
+    members: Sequence[Member], objectives: Sequence[Objective], measured: Mapping[str, Mapping[str, Measured]]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Minimised objectives, (member, objective); latency as measured for all members, or as predicted for all."""
 
     def value(member: Member, name: str) -> float:
@@ -192,7 +232,11 @@ def _over_budget(members: Sequence[Member], measured: Mapping[str, Mapping[str, 
     over = {}
     for member in members:
         for metric, limit in limits.items():
-            value, how = (measured[member.name][LATENCY].p50, "measured p50") if metric == LATENCY else (member.predicted[metric]["mean"], "counted or modelled")
+            value, how = (
+                (measured[member.name][LATENCY].p50, "measured p50")
+                if metric == LATENCY
+                else (member.predicted[metric]["mean"], "counted or modelled")
+            )
             if value > limit:
                 over[member.name] = f"over budget: {metric} {value:.4g} ({how}) is above {limit:g}"
     return over

@@ -209,7 +209,13 @@ def measure(
 
 class _Session:
     def __init__(
-        self, models: Mapping[str, bytes], device: Device, protocol: Protocol, reference: bytes, rng: np.random.Generator, progress: Progress
+        self,
+        models: Mapping[str, bytes],
+        device: Device,
+        protocol: Protocol,
+        reference: bytes,
+        rng: np.random.Generator,
+        progress: Progress,
     ) -> None:
         self.models = {REFERENCE: reference, **models}
         self.device, self.protocol, self.rng, self.progress = device, protocol, rng, progress
@@ -314,10 +320,11 @@ class _Session:
             worker.send(("round", [(key, self._runs(key)) for key in remaining]))
             position = 0
             try:
-                for position, key in enumerate(remaining):
+                for key in remaining:
                     samples = worker.receive(self.protocol.run_timeout_s)
                     self.visits[key].setdefault(number, []).append(samples * 1e-6)
                     log.write({"round": number, "model": self._digest(key), "ns": [int(ns) for ns in samples]})
+                    position += 1
                     self.progress("round", sum(len(v) for v in self.visits.values()), self.protocol.rounds * len(self.models))
                 return
             except DeviceError as error:
@@ -347,7 +354,10 @@ class _Session:
             numbers = sorted(steady)
             even, odd = ([steady[n] for n in numbers[start::2]] for start in (0, 1))
             if even and odd:
-                halves[key] = (float(np.percentile(np.concatenate(even), percentile)), float(np.percentile(np.concatenate(odd), percentile)))
+                halves[key] = (
+                    float(np.percentile(np.concatenate(even), percentile)),
+                    float(np.percentile(np.concatenate(odd), percentile)),
+                )
         spread = np.array(list(reference.values())) if reference else np.ones(1)
         return Measurement(timings, self.failures, self.fingerprint, float(spread.std() / spread.mean()), halves)
 

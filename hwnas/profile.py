@@ -90,7 +90,9 @@ class DeviceTables:
     def _own(self, found: dict[str, str], path: Path) -> None:
         different = differences(found, self.fingerprint)
         if different:
-            raise FingerprintError(f"{path} was measured elsewhere ({'; '.join(different)}); delete it and measure here with `hwnas profile`")
+            raise FingerprintError(
+                f"{path} was measured elsewhere ({'; '.join(different)}); delete it and measure here with `hwnas profile`"
+            )
 
     def explain_absence(self) -> str:
         """Why there is nothing for this machine: which other tables of the device there are, and what differs."""
@@ -113,7 +115,9 @@ class DeviceTables:
             what = f"{len(missing)} operators of {space.name}, e.g. {missing[0]}," if missing else f"whole networks of {space.name}"
             bad = [table.bad[op] for op in missing if op in table.bad]
             reason = f" (measuring it failed: {bad[0]})" if bad else self.explain_absence()
-            raise TableError(f"{what} have not been measured on {self.device.name} here{reason}; run `hwnas profile {self.device.name} CONFIG`")
+            raise TableError(
+                f"{what} have not been measured on {self.device.name} here{reason}; run `hwnas profile {self.device.name} CONFIG`"
+            )
         return Calibration.from_tables(space, table, list(networks.rows), np.array([row.price for row in networks.rows.values()]))
 
     def costs(self, space: SearchSpace) -> dict[str, Cost]:
@@ -169,7 +173,9 @@ def reference_onnx() -> bytes:
     return quick_onnx(module, (24, 16, 16))
 
 
-def profile_operators(tables: DeviceTables, operators: Sequence[OpSpec], *, protocol: Protocol | None = None, progress: Progress = silent) -> CostTable:
+def profile_operators(
+    tables: DeviceTables, operators: Sequence[OpSpec], *, protocol: Protocol | None = None, progress: Progress = silent
+) -> CostTable:
     """Measures the operators that the latency table lacks, writes it and the modelled energy table, and gives the former.
 
     An operator that the runtime refuses, crashes or hangs on becomes a named bad row; the others are measured.
@@ -284,7 +290,9 @@ def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 
         if len(archs) == number:
             break
     if len(archs) < 2:
-        raise TableError(f"calibration has seen all networks of {space.name}, so there are none to check it with; calibrate with fewer probes")
+        raise TableError(
+            f"calibration has seen all networks of {space.name}, so there are none to check it with; calibrate with fewer probes"
+        )
     first, _ = measure_networks(tables, space, archs, progress=progress)
     second, _ = measure_networks(tables, space, archs, progress=progress)
     archs = [arch for arch in archs if arch in first and arch in second]

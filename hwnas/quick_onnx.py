@@ -67,7 +67,13 @@ def _conv(graph: Graph, layer: nn.Conv2d, x: str) -> str:
     inputs = [x, graph.weight(*layer.weight.shape)] + ([graph.weight(layer.out_channels)] if layer.bias is not None else [])
     pads = [int(p) for p in layer.padding] * 2
     return graph.add(
-        "Conv", inputs, kernel_shape=list(layer.kernel_size), strides=list(layer.stride), pads=pads, dilations=list(layer.dilation), group=layer.groups
+        "Conv",
+        inputs,
+        kernel_shape=list(layer.kernel_size),
+        strides=list(layer.stride),
+        pads=pads,
+        dilations=list(layer.dilation),
+        group=layer.groups,
     )
 
 
@@ -84,7 +90,15 @@ def _pair(value: int | tuple[int, ...]) -> list[int]:
 def _avg_pool(graph: Graph, layer: nn.AvgPool2d, x: str) -> str:
     pads = _pair(layer.padding) * 2
     shape, strides = _pair(layer.kernel_size), _pair(layer.stride)
-    return graph.add("AveragePool", [x], kernel_shape=shape, strides=strides, pads=pads, count_include_pad=int(layer.count_include_pad))
+    return graph.add(
+        "AveragePool",
+        [x],
+        kernel_shape=shape,
+        strides=strides,
+        pads=pads,
+        count_include_pad=int(layer.count_include_pad),
+        ceil_mode=int(layer.ceil_mode),
+    )
 
 
 def _relu6(graph: Graph, layer: nn.ReLU6, x: str) -> str:
@@ -111,7 +125,9 @@ RULES: dict[type[nn.Module], Rule] = {
 
 
 def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1) -> bytes:
-    """The module in eval mode as an ONNX model with random weights and an input of (batch, *shape). It may live on the meta device, which is quicker.
+    """The module in eval mode as an ONNX model with random weights and an input of (batch, *shape).
+
+    It may live on the meta device, which is quicker.
 
     Raises:
         SpaceError: the module holds a layer that `RULES` has no rule for, or does something that is neither a layer nor a sum.
@@ -143,7 +159,11 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1) -> byt
         output = graph.add("Identity", ["input"])
     value = helper.make_tensor_value_info
     made = helper.make_graph(
-        graph.nodes, "measured", [value("input", TensorProto.FLOAT, [batch, *shape])], [value(output, TensorProto.FLOAT, out_shape)], graph.weights
+        graph.nodes,
+        "measured",
+        [value("input", TensorProto.FLOAT, [batch, *shape])],
+        [value(output, TensorProto.FLOAT, out_shape)],
+        graph.weights,
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     return bytes(model.SerializeToString())

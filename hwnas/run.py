@@ -52,7 +52,9 @@ class Run:
             there = cls.open(folder).experiment
             different = _differences(there.model_dump(), experiment.model_dump())
             if different:
-                raise RunError(f"{folder} holds a run of another configuration ({'; '.join(different)}); choose another folder with --run or delete it")
+                raise RunError(
+                    f"{folder} holds a run of another configuration ({'; '.join(different)}); choose another folder with --run or delete it"
+                )
             return cls(folder, experiment)
         text = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
         try:
@@ -91,7 +93,7 @@ class Run:
             optuna.logging.set_verbosity(optuna.logging.ERROR)
             logging.getLogger("alembic").setLevel(logging.WARNING)
             url = self.experiment.storage or f"sqlite:///{(self.folder / 'trials.db').resolve()}"
-            directions = ["minimize"] * len(self.experiment.objectives)
+            directions = [optuna.study.StudyDirection.MINIMIZE] * len(self.experiment.objectives)
             name = _STUDY if self.experiment.storage is None else f"{_STUDY} {self.experiment.name}"
             try:
                 with warnings.catch_warnings():
@@ -99,7 +101,9 @@ class Run:
                     self._study = optuna.create_study(study_name=name, storage=url, directions=directions, load_if_exists=True)
             except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError, OSError, ImportError) as error:
                 reason = str(error).splitlines()[0]
-                raise RunError(f"cannot open the trials' database {url}: {reason}; restore it from a copy or delete it to start again") from None
+                raise RunError(
+                    f"cannot open the trials' database {url}: {reason}; restore it from a copy or delete it to start again"
+                ) from None
         return self._study
 
     def trials(self, space: SearchSpace) -> list[Trial]:
@@ -115,7 +119,9 @@ class Run:
             found = [_trial(entry.user_attrs, space) for entry in stored if entry.state.is_finished()]
         except (sqlalchemy.exc.SQLAlchemyError, KeyError, TypeError, SpaceError) as error:
             reason = str(error).splitlines()[0]
-            raise RunError(f"the trials' database of {self.folder} is damaged: {reason}; restore it from a copy or start a new run") from None
+            raise RunError(
+                f"the trials' database of {self.folder} is damaged: {reason}; restore it from a copy or start a new run"
+            ) from None
         unique = {trial.index: trial for trial in found}
         return [unique[index] for index in sorted(unique)]
 
@@ -127,7 +133,12 @@ class Run:
         params = {slot.name: slot.choices[choice] for slot, choice in zip(space.slots, trial.arch, strict=True)}
         vector = trial.vector(objectives)
         fine = all(math.isfinite(value) for value in vector)
-        attributes: dict[str, Any] = {"index": trial.index, "arch": list(trial.arch), "values": _jsonable(trial.values), "notes": trial.notes}
+        attributes: dict[str, Any] = {
+            "index": trial.index,
+            "arch": list(trial.arch),
+            "values": _jsonable(trial.values),
+            "notes": trial.notes,
+        }
         self.study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE if fine else TrialState.FAIL,

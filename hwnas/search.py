@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pydantic
@@ -60,7 +59,9 @@ def check_fit(experiment: Experiment, space: SearchSpace, data: Dataset) -> None
             f"{space.input_shape}; set space.channels and space.input_size, or data.size"
         )
     if space.classes != data.num_classes:
-        raise ConfigError(f"the data set {data.name} has {data.num_classes} classes, but the space {space.name} has {space.classes}; set space.classes")
+        raise ConfigError(
+            f"the data set {data.name} has {data.num_classes} classes, but the space {space.name} has {space.classes}; set space.classes"
+        )
 
 
 def assemble(experiment: Experiment, tables: Path | None = None) -> Assembly:
@@ -163,7 +164,9 @@ def run_trials(assembly: Assembly, run: Run, progress: Progress = silent, evalua
         run.save_searcher(searcher.state(), told)
     evaluator.close()
     if not done:
-        raise ConfigError(f"the searcher {experiment.searcher.name} asked for no architecture at all; loosen the budgets {experiment.budgets}")
+        raise ConfigError(
+            f"the searcher {experiment.searcher.name} asked for no architecture at all; loosen the budgets {experiment.budgets}"
+        )
     return shared
 
 
@@ -176,13 +179,13 @@ class Member(pydantic.BaseModel):
     arch: list[int]
     trial: int
     values: dict[str, float]
-    predicted: dict[str, dict[Literal["mean", "upper"], float]]
+    predicted: dict[str, dict[str, float]]
 
 
 def choose_members(trials: Sequence[Trial], objectives: Sequence[Objective], most: int) -> list[Trial]:
     """At most `most` trials to train in full: the front, evenly covered; where it is small, the fronts behind it too."""
     values = np.array([trial.vector(objectives) for trial in trials], dtype=np.float64)
-    left = np.isfinite(values).all(1)
+    left = np.asarray(np.isfinite(values).all(1))
     chosen: list[int] = []
     while left.any() and len(chosen) < most:
         layer = np.flatnonzero(left)[nondominated(values[left])]
@@ -238,7 +241,7 @@ def _trained(run: Run, shared: SharedWeights) -> SharedWeights:
 def _finish_member(assembly: Assembly, trial: Trial, folder: Path, values: dict[str, float]) -> None:
     if not math.isfinite(values["loss"]):
         raise ConfigError(f"training {assembly.space.describe(trial.arch)} in full diverged; lower final.training.lr")
-    predicted: dict[str, dict[Literal["mean", "upper"], float]] = {
+    predicted = {
         metric: {"mean": float(cost.of([trial.arch])[0]), "upper": float(cost.upper([trial.arch], assembly.experiment.confidence)[0])}
         for metric, cost in assembly.costs.items()
     }
@@ -259,7 +262,9 @@ def read_member(folder: Path) -> Member:
     try:
         return Member.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({str(error).splitlines()[0]}); delete the folder {folder} and search again to train that member anew") from None
+        raise RunError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); delete the folder {folder} and search again to train that member anew"
+        ) from None
 
 
 def read_members(run: Run) -> list[Member]:

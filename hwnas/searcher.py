@@ -215,7 +215,7 @@ class Searcher(abc.ABC):
         Where `unasked` finds nothing in them there is, as good as surely, nothing more to ask.
         """
         few = self.problem.space.size <= ENUMERABLE
-        for _ in range(n + (10 if few else 100)):
+        for _ in range(n + (10 if few else 50)):
             yield self.problem.random(self.rng)
         if few:
             yield from (self._all_feasible[i] for i in self.rng.permutation(len(self._all_feasible)))

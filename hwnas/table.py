@@ -70,7 +70,9 @@ class CostTable:
         if op in self.bad:
             raise MissingPriceError(f"{op} could not be measured on {self.device}: {self.bad[op]}; choose a space without it")
         if op not in self.rows:
-            raise MissingPriceError(f"the {self.metric} table of {self.device} has no row for {op}; measure it with `hwnas profile {self.device} CONFIG`")
+            raise MissingPriceError(
+                f"the {self.metric} table of {self.device} has no row for {op}; measure it with `hwnas profile {self.device} CONFIG`"
+            )
         return self.rows[op].price
 
     def missing(self, operators: Iterable[OpSpec]) -> list[OpSpec]:
@@ -107,7 +109,9 @@ class CostTable:
         header, fingerprint, facts, columns, lines = read_csv(path)
         metric = header.get("metric", "")
         if columns != ["op", metric, "error", "p50", "p90", "n", "source"]:
-            raise TableError(f"{path} must have the columns op, {metric or 'a metric'}, error, p50, p90, n, source, but has {', '.join(columns)}")
+            raise TableError(
+                f"{path} must have the columns op, {metric or 'a metric'}, error, p50, p90, n, source, but has {', '.join(columns)}"
+            )
         bad = {key.removeprefix("bad "): facts.pop(key) for key in list(facts) if key.startswith("bad ")}
         rows: dict[OpSpec, Row] = {}
         for number, line in lines:
@@ -119,7 +123,9 @@ class CostTable:
                 row = Row(price, error, p50, p90, int(line[5]), next(s for s in SOURCES if s == line[6]))
                 _check(op, row)
             except (ValueError, IndexError, SpaceError) as problem:
-                raise TableError(f"line {number} of {path} is not a row of a table ({problem}); mend it or delete it and profile again") from None
+                raise TableError(
+                    f"line {number} of {path} is not a row of a table ({problem}); mend it or delete it and profile again"
+                ) from None
             if op in rows:
                 raise TableError(f"line {number} of {path} gives {op} a second time; delete one of the two lines")
             rows[op] = row
@@ -139,7 +145,10 @@ class NetworkTable:
 
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all."""
-        lines = [["-".join(map(str, arch)), _text(r.price), _text(r.error), _text(r.p50), _text(r.p90), str(r.n)] for arch, r in self.rows.items()]
+        lines = [
+            ["-".join(map(str, arch)), _text(r.price), _text(r.error), _text(r.p50), _text(r.p90), str(r.n)]
+            for arch, r in self.rows.items()
+        ]
         write_csv(path, {"device": self.device, "space": self.space}, self.fingerprint, self.facts, _NETWORK_COLUMNS, lines)
 
     @classmethod
@@ -178,7 +187,12 @@ def _text(value: float) -> str:
 
 
 def write_csv(
-    path: Path, header: Mapping[str, str], fingerprint: Mapping[str, str], facts: Mapping[str, str], columns: list[str], lines: Iterable[list[str]]
+    path: Path,
+    header: Mapping[str, str],
+    fingerprint: Mapping[str, str],
+    facts: Mapping[str, str],
+    columns: list[str],
+    lines: Iterable[list[str]],
 ) -> None:
     """A CSV behind `# key: value` lines, written whole or not at all.
 

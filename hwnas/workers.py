@@ -105,7 +105,10 @@ class TrainingPool:
 
     @staticmethod
     def _feed(
-        process: subprocess.Popen[str], jobs: Sequence[Job], waiting: queue.SimpleQueue[int], answers: queue.SimpleQueue[tuple[int, dict[str, Any]]]
+        process: subprocess.Popen[str],
+        jobs: Sequence[Job],
+        waiting: queue.SimpleQueue[int],
+        answers: queue.SimpleQueue[tuple[int, dict[str, Any]]],
     ) -> None:
         assert process.stdin is not None and process.stdout is not None
         while True:
@@ -122,7 +125,8 @@ class TrainingPool:
                     answers.put((number, answer))
             except (OSError, ValueError):
                 code = process.wait()
-                lost = f"the worker that trained {list(jobs[number].arch)} ended with code {code} (out of memory, if it was killed); start again to go on"
+                arch = list(jobs[number].arch)
+                lost = f"the worker that trained {arch} ended with code {code} (out of memory, if it was killed); start again to go on"
                 answers.put((number, {"error": lost, "lost": True}))
                 return
             if "error" in answer:

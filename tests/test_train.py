@@ -109,6 +109,31 @@ def test_frozen_weights_stay_and_the_network_is_left_tidy(data: Dataset) -> None
     assert all(p.is_contiguous() and p.grad is None and p.dtype == torch.float32 for p in net.parameters())
 
 
+class Forked(nn.Module):
+    """Sends each training batch through one of two branches, so a step knows the gradient of some weights only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([network(0), network(1)])
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        out: Tensor = self.branches[self.calls // 2 % 2](x)
+        return out
+
+
+def test_weights_without_a_gradient_are_trained_when_they_have_one(data: Dataset, tmp_path: Path) -> None:
+    net, again = Forked(), Forked()
+    settings = dataclasses.replace(SETTINGS, epochs=2)
+    expected = train(net, data, settings, 0)
+    for branch, before in zip(net.branches, (network(0), network(1)), strict=True):
+        assert all(not torch.equal(p, q) for p, q in zip(branch.parameters(), before.parameters(), strict=True))
+    with pytest.raises(KeyboardInterrupt):
+        train(again, data, settings, 0, on_epoch=killed_after(0), checkpoint=tmp_path / "c")
+    assert train(again, data, settings, 0, checkpoint=tmp_path / "c").losses == expected.losses and same(net, again)
+
+
 def test_only_matrices_decay(data: Dataset) -> None:
     nets = network(), network()
     settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=64, warmup_epochs=0.0, momentum=0.0, clip_norm=0.0)

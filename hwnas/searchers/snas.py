@@ -348,6 +348,9 @@ class SNAS(Searcher):
                 with self._fabric.autocast():
                     out = supernet(images, self._runnable(log_z.exp()).to(device)).float()
                     loss = functional.cross_entropy(out, labels)
+                if not math.isfinite(float(loss.detach())):
+                    reason = f"the supernet's loss became no number in epoch {self._epoch + 1} of eta {eta:g}"
+                    raise ConfigError(f"{reason}; lower lr (now {self.lr:g})")
                 paid = eta / self.reference * self._paid(logits, log_z, temperature, generator) if eta else torch.zeros(())
                 for optimizer in self._optimizers.values():
                     optimizer.zero_grad()
@@ -397,17 +400,20 @@ class SNAS(Searcher):
             f"expected_{self.resource}": expected, "sampled_loss": loss, "sampled_accuracy": accuracy,
         }  # fmt: skip
         _logger.info("snas: %s of %d epochs", ", ".join(f"{key} {value:.4g}" for key, value in self.log.items()), self.epochs)
-        if not math.isfinite(loss):
-            raise ConfigError(f"the supernet's loss became no number in epoch {self._epoch} of eta {eta:g}; lower lr (now {self.lr:g})")
 
     def _children(self) -> list[Architecture]:
         """What there is to ask at this point, the argmax child first."""
         log_probs = self._masked().detach().log_softmax(-1)
         networks = filter(self.problem.space.graph, islice(most_probable(log_probs), _MOST_PROBABLE))
         child = next(networks, None) or self.problem.random(self.rng)
-        drawn = self._draw(_DRAWS * self.samples, self.torch_generator()).tolist()
-        candidates = chain([repaired(self.problem, child, log_probs)], map(tuple, drawn), networks)
+        drawn = map(tuple, self._draw(_DRAWS * self.samples, self.torch_generator()).tolist())
+        candidates = chain([repaired(self.problem, child, log_probs)], self._feasible(drawn), self._feasible(networks))
         return self.unasked(candidates, self.samples)
+
+    def _feasible(self, archs: Iterator[Architecture]) -> Iterator[Architecture]:
+        """Those that keep the budgets, looked at 256 at a time, which is much faster than one by one."""
+        while some := list(islice(archs, 256)):
+            yield from (arch for arch, keeps in zip(some, self.problem.feasible(some), strict=True) if keeps)
 
     @cached_property
     def _fabric(self) -> Any:

@@ -1,7 +1,8 @@
 """NAS-Bench-201 (arXiv 2001.00326): one cell of 4 nodes and 6 edges, five operators an edge, repeated in three stages.
 
 All cells share their decisions. What several edges would compute alike is one site that they read: a node's ReLU (every
-convolution is ReLU, convolution, BatchNorm) and its pooling have no weights. Edges stand in the order of the published architecture string: (0,1) (0,2) (1,2) (0,3) (1,3) (2,3).
+convolution is ReLU, convolution, BatchNorm) and its pooling have no weights. Edges stand in the order of the published
+architecture string: (0,1) (0,2) (1,2) (0,3) (1,3) (2,3).
 """
 
 from __future__ import annotations
