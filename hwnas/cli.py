@@ -366,7 +366,7 @@ def main() -> None:
     except HwnasError as error:
         if os.environ.get("HWNAS_TRACEBACK"):
             raise
-        typer.echo(f"hwnas: {error}", err=True)
+        typer.echo(f"hwnas: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("hwnas: interrupted; the same command goes on from here", err=True)

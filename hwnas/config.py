@@ -177,6 +177,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, but holds {type(found).__name__}")
+    for key in found:
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: a key must be a name, but is {key!r}")
     return found
 
 
@@ -192,7 +195,22 @@ def parse(model: type[M], given: dict[str, Any], where: str) -> M:
     try:
         return model.model_validate(given)
     except pydantic.ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        if problem["type"] == "extra_forbidden":
+            *sections, key = map(str, problem["loc"])
+            section = ".".join(sections)
+            raise ConfigError(f"{where}: {section} has no option {key!r}; {nearest(key, _fields(model, sections))}") from None
         raise ConfigError(f"{where}: {plugins.first_problem(error)}") from None
+
+
+def _fields(model: type[BaseModel], sections: Sequence[str]) -> list[str]:
+    """The keys of a section of a model."""
+    for name in sections:
+        inner = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
 
 
 def load_device(name: str) -> Device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ def export_run(run: Run, *, out: Path | None = None, budgets: Mapping[str, float
     for metric, limit in (budgets or {}).items():
         if metric != LATENCY and metric not in costs:
             raise ConfigError(f"there is a budget on {metric!r}, but nothing gives that metric; {nearest(metric, [LATENCY, *costs])}")
+        if not (math.isfinite(limit) and limit > 0):
+            raise ConfigError(f"the budget on {metric} must be a positive number, but is {limit:g}")
         limits[metric] = min(limit, limits.get(metric, limit))
     folder = out or run.folder / "export"
     here = fingerprint(device)

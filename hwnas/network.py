@@ -33,7 +33,7 @@ def execute(
     values: dict[str, Tensor] = {space.input: images}
     for i in indices:
         site = space.sites[i]
-        inputs = [values[n] if n in values else images.new_zeros(len(images), *space.node_shape(n)) for n in site.inputs]
+        inputs = [values[n] if n in values else images.new_zeros(images.shape[0], *space.node_shape(n)) for n in site.inputs]
         out = modules[str(i)](*inputs)
         if weights is not None:
             out = out * weights[i]

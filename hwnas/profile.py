@@ -22,7 +22,7 @@ from hwnas import layers, resources
 from hwnas.calibrate import Accuracy, Calibration, choose_probes, interval
 from hwnas.cost import Cost, CostModel, PeakMemory
 from hwnas.device import Device, differences, digest
-from hwnas.errors import FingerprintError, TableError
+from hwnas.errors import FingerprintError, SpaceError, TableError
 from hwnas.measure import Measurement, Progress, Protocol, Worker, measure, silent
 from hwnas.network import Network
 from hwnas.op import OpSpec
@@ -84,7 +84,10 @@ class DeviceTables:
         table = NetworkTable.load(path)
         self._own(table.fingerprint, path)
         for arch in table.rows:
-            space.check(arch)
+            try:
+                space.check(arch)
+            except SpaceError as error:
+                raise TableError(f"{path} holds what is no network of its space ({error}); delete that line and profile again") from None
         return table
 
     def _own(self, found: dict[str, str], path: Path) -> None:

@@ -138,7 +138,7 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1) -> byt
         out_shape = list(module(torch.zeros(batch, *shape, device=device)).shape)
     graph = Graph()
     names: dict[fx.Node, str] = {}
-    traced = fx.symbolic_trace(module)
+    traced = fx.symbolic_trace(nn.Sequential(module))  # a single layer would be looked into
     layers = dict(traced.named_modules())
     output = ""
     for node in traced.graph.nodes:

@@ -205,11 +205,11 @@ def _axis(metric: str, budgets: Mapping[str, float], values: Sequence[float]) ->
     label, unit, scale = _name(metric)
     budget = budgets[metric] * scale if metric in budgets else None
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0 if budget is None else budget]
+    if budget is not None and min(known) <= budget <= 3 * max(known):
+        known = [*known, budget]
     positive = [value for value in known if value > 0]
     log = bool(positive) and min(known) >= 0 and max(positive) > WIDE * min(positive)
     low, high = min(positive if log else known), max(known)
-    if budget is not None and low <= budget <= 1.5 * high:
-        high = max(high, budget)
     if log:
         margin = (high / low) ** 0.05
         low, high = low / (2 if len(positive) < len(known) else margin), high * margin

@@ -59,6 +59,8 @@ class Run:
         text = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if experiment.storage is not None:
+                _ = cls(folder, experiment).study  # a storage that cannot be opened must not leave a run behind
             unfinished = folder / "config.yaml.tmp"
             unfinished.write_text(text, encoding="utf-8")
             os.replace(unfinished, path)

@@ -33,6 +33,8 @@ from hwnas.searcher import Problem, Searcher
 from hwnas.space import Architecture, SearchSpace
 from hwnas.workers import Job, ShortTraining, TrainingPool
 
+EVALUATORS = ("shared", "short")
+
 
 @dataclass(frozen=True)
 class Assembly:
@@ -75,13 +77,15 @@ def assemble(experiment: Experiment, tables: Path | None = None) -> Assembly:
     data = experiment.load_data()
     check_fit(experiment, space, data)
     plugins.options("searchers", experiment.searcher.name, experiment.searcher.options)
+    plugins.options("exporters", experiment.exporter.name, experiment.exporter.options)
+    if experiment.evaluator.name not in EVALUATORS:
+        raise ConfigError(f"there is no evaluator called {experiment.evaluator.name!r}; {nearest(experiment.evaluator.name, EVALUATORS)}")
+    train_settings(experiment.evaluator.options, "evaluator")
     experiment.final_training()
     here = DeviceTables.here(tables_root(tables), device)
     costs = here.costs(space)
     objectives = tuple(Objective.named(name, list(costs)) for name in experiment.objectives)
-    for metric in experiment.budgets:
-        if metric not in costs:
-            raise ConfigError(f"there is a budget on {metric!r}, but nothing gives that metric; {nearest(metric, costs)}")
+    Problem(space, objectives, costs, experiment.budgets, experiment.confidence)  # checks the budgets before a run's folder is made
     return Assembly(experiment, space, data, device, here, costs, objectives)
 
 
@@ -100,9 +104,7 @@ def make_evaluator(assembly: Assembly, shared: SharedWeights) -> Evaluator:
     evaluator = assembly.experiment.evaluator
     if evaluator.name == "shared":
         return shared
-    if evaluator.name == "short":
-        return ShortTraining(assembly.experiment, train_settings(evaluator.options, "evaluator"))
-    raise ConfigError(f"there is no evaluator called {evaluator.name!r}; {nearest(evaluator.name, ['shared', 'short'])}")
+    return ShortTraining(assembly.experiment, train_settings(evaluator.options, "evaluator"))
 
 
 def evaluation_seed(experiment: Experiment, arch: Architecture) -> int:
@@ -286,7 +288,11 @@ def load_member(run: Run, space: SearchSpace, member: Member) -> Network:
         RunError: the weights are damaged or of another space.
     """
     path = run.folder / "members" / member.name / "weights.safetensors"
-    tensors, about = load_state(path)
+    try:
+        tensors, about = load_state(path)
+    except RunError as error:
+        reason = str(error).partition(";")[0]
+        raise RunError(f"{reason}; delete the folder {path.parent} and search again to train that member anew") from None
     if about.get("space") != space.id or about.get("arch") != member.arch:
         raise RunError(f"{path} holds weights of another network than {member.name}; delete its folder and search again to train it anew")
     network = Network(space, member.arch)

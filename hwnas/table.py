@@ -168,6 +168,8 @@ class NetworkTable:
                 price, error, p50, p90 = (float(cell) for cell in line[1:5])
                 row = Row(price, error, p50, p90, int(line[5]))
                 _check(line[0], row)
+                if not row.price:
+                    raise TableError("no network takes 0 ms")
             except (ValueError, IndexError) as problem:
                 raise TableError(f"line {number} of {path} is not a measured network ({problem}); delete it and profile again") from None
             rows[arch] = row
@@ -234,7 +236,7 @@ def read_csv(path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]
         if line.startswith("#"):
             entry = line[1:].strip()
             prefix = next((p for p in ("fingerprint ", "fact ") if entry.startswith(p)), "")
-            key, _, value = entry.removeprefix(prefix).partition(": ")
+            key, _, value = f"{entry.removeprefix(prefix)} ".partition(": ")  # an empty value has lost its space
             groups[prefix][key.strip()] = value.strip()
         elif line.strip():
             body.append((number, next(csv.reader([line]))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -17,11 +18,16 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import torch.fx  # noqa: E402
+import yaml  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from hwnas import plugins  # noqa: E402
+from hwnas import plugins, resources  # noqa: E402
+from hwnas.config import Experiment, load_device, parse  # noqa: E402
 from hwnas.op import OpSpec  # noqa: E402
+from hwnas.profile import DeviceTables, fingerprint  # noqa: E402
+from hwnas.search import run_search  # noqa: E402
 from hwnas.space import SearchSpace, Site, Slot, load_space  # noqa: E402
+from hwnas.table import Row  # noqa: E402
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,3 +110,66 @@ def diamond() -> SearchSpace:
     )
     slots = (Slot("left", ("none", "conv1", "conv3")), Slot("right", ("none", "skip")))
     return SearchSpace((3, 8, 8), 2, slots, sites, name="diamond")
+
+
+TINY = """\
+seed: 0
+device: cpu-1t
+data: {name: digits, size: 8, limit: 64}
+space: {name: nasbench201, input_size: 8, channels: 1, classes: 10, width: 4, cells: 1}
+searcher: {name: nsga2, population: 6}
+evaluator: {name: shared, epochs: 1, batch_size: 32}
+trials: 12
+batch: 4
+calibration: {probes: 12}
+final: {members: 2, training: {epochs: 1, batch_size: 32}}
+"""
+
+
+@pytest.fixture(scope="session")
+def local_fingerprint() -> dict[str, str]:
+    """The fingerprint of measurements on `cpu-1t` here."""
+    return fingerprint(load_device("cpu-1t"))
+
+
+def made_up_price(op: OpSpec) -> float:
+    """What an operator costs on the made-up machine of `fixed_tables`, ms."""
+    return 1e-3 + 2e-6 * resources.macs(op)
+
+
+@pytest.fixture(scope="session")
+def fixed_tables(local_fingerprint: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tables for the space of `TINY` that stand where this machine's would, made up and not measured."""
+    root = tmp_path_factory.mktemp("fixed") / "latency_tables"
+    space = parse(Experiment, {"name": "tiny", **yaml.safe_load(TINY)}, "TINY").load_space()
+    tables = DeviceTables(root, load_device("cpu-1t"), local_fingerprint)
+    operators = tables.operators("latency_ms")
+    operators.add(
+        {op: Row(made_up_price(op), 1e-6, made_up_price(op), made_up_price(op), 9) for op in space.operators()}, local_fingerprint
+    )
+    operators.save(tables.folder / "latency_ms.csv")
+    networks = tables.networks(space)
+    rng = np.random.default_rng(0)
+    while len(networks.rows) < 16:
+        arch = space.random(rng)
+        cost = sum(made_up_price(op) for op in space.lower(arch))
+        networks.rows[arch] = Row(cost, 1e-6, cost, cost, 9)
+    networks.save(tables.networks_path(space))
+    return root
+
+
+@pytest.fixture
+def tiny(fixed_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, an empty one but for `tiny.yaml`, an experiment of seconds, and a copy of `fixed_tables`."""
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    shutil.copytree(fixed_tables, tmp_path / "latency_tables")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished_run(fixed_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished search of `TINY`, to be copied and not changed."""
+    folder = tmp_path_factory.mktemp("finished") / "tiny"
+    run_search(parse(Experiment, {"name": "tiny", **yaml.safe_load(TINY)}, "TINY"), folder, tables=fixed_tables)
+    return folder

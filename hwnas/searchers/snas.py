@@ -166,9 +166,9 @@ class SNAS(Searcher):
 
     Each trains for `epochs` and every `epochs_per_ask` of them has `samples` architectures to ask: the argmax child, then
     draws from the learnt distribution, then the most probable ones, all distinct, within the budgets, and never asked
-    before. A child of argmax choices need not be a network (`none` can cut every path): then the most probable
-    assignment that is one takes its place. A child over budget is `repaired`. An interrupted `ask` goes on from the
-    checkpoint of the shared weights, where they have one.
+    before. A child of argmax choices need not be a network (`none` can cut every path) or within the budgets: then the
+    most probable assignment that is takes its place; where none of the first 4096 is, the child is `repaired`. An
+    interrupted `ask` goes on from the checkpoint of the shared weights, where they have one.
 
     `log` holds, of the latest epoch: eta, epoch, temperature, the mean entropy of a slot's distribution (nats), the
     expected cost in the metric's unit, and loss and accuracy under sampled architectures on the training images.
@@ -402,13 +402,19 @@ class SNAS(Searcher):
         _logger.info("snas: %s of %d epochs", ", ".join(f"{key} {value:.4g}" for key, value in self.log.items()), self.epochs)
 
     def _children(self) -> list[Architecture]:
-        """What there is to ask at this point, the argmax child first."""
+        """What there is to ask at this point: the child, draws, and where they are too few the most probable ones."""
         log_probs = self._masked().detach().log_softmax(-1)
-        networks = filter(self.problem.space.graph, islice(most_probable(log_probs), _MOST_PROBABLE))
-        child = next(networks, None) or self.problem.random(self.rng)
+        likely = self._feasible(self._networks(log_probs))
+        child = next(likely, ())
+        if not child:
+            child = repaired(self.problem, next(self._networks(log_probs), self.problem.space.random(self.rng)), log_probs)
         drawn = map(tuple, self._draw(_DRAWS * self.samples, self.torch_generator()).tolist())
-        candidates = chain([repaired(self.problem, child, log_probs)], self._feasible(drawn), self._feasible(networks))
+        candidates = chain([child], self._feasible(drawn), likely)
         return self.unasked(candidates, self.samples)
+
+    def _networks(self, log_probs: Tensor) -> Iterator[Architecture]:
+        """The assignments that are networks, the most probable first, as far as they are looked at."""
+        return filter(self.problem.space.graph, islice(most_probable(log_probs), _MOST_PROBABLE))
 
     def _feasible(self, archs: Iterator[Architecture]) -> Iterator[Architecture]:
         """Those that keep the budgets, looked at 256 at a time, which is much faster than one by one."""

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -110,7 +109,7 @@ def test_the_same_seed_asks_the_same_and_another_seed_does_not(name: str, space:
 
 def test_randomness_comes_from_the_given_generator_only(name: str, space: SearchSpace) -> None:
     def untouched() -> tuple[list[int], list[int]]:
-        return np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index, union-attr] # noqa: NPY002
+        return np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index] # noqa: NPY002
 
     problem = make_problem(space)  # building modules draws weights from torch's generator, before ours replace them
     before = untouched()
@@ -155,7 +154,7 @@ def test_survives_numbers_that_are_none_and_an_empty_tell(name: str, space: Sear
     problem = make_problem(space)
     searcher = make(name, problem)
     searcher.tell([])
-    asked = []
+    asked: list[Architecture] = []
     for _ in range(3):
         archs = searcher.ask(4)
         searcher.tell(trials(problem, archs, len(asked), broken=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def tabulate(space: SearchSpace, archs: list[Architecture], problem: Problem, fi
     worth = np.random.default_rng(7).uniform(0.2, 1.0, len(space.slots))
     told = []
     for index, arch in enumerate(archs, first):
-        quality = float(worth @ np.sqrt(np.array(arch) / 3)) + 0.3 * sum(a == b for a, b in zip(arch, arch[1:], strict=False))
+        quality = float(worth @ np.sqrt(np.array(arch) / 3)) + 0.3 * sum(a == b for a, b in pairwise(arch))
         macs = float(problem.known([arch])["macs"][0])
         told.append(Trial(index, arch, {"error": 1 - quality / 10, "macs": macs}))
     return told

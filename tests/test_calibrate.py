@@ -1,0 +1,119 @@
+"""Calibration on a made-up machine whose true prices are known."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from hwnas import resources
+from hwnas.calibrate import FEWEST, Accuracy, Calibration, choose_probes, interval, posterior_given_zero
+from hwnas.cost import CostModel
+from hwnas.errors import MissingPriceError, TableError
+from hwnas.op import OpSpec
+from hwnas.space import SearchSpace, load_space
+from hwnas.table import CostTable, Row
+
+PROBES = 40
+FACTORS = {"conv_bn": 0.7, "relu": 0.2, "mbconv": 0.8, "conv_bn_relu": 0.9}
+"""What an operator costs in a network, relative to alone; 1 where nothing is said."""
+
+
+@cache
+def made(name: str, seed: int = 0, noise: float = 0.005) -> tuple[Calibration, np.ndarray, np.ndarray]:
+    """A calibration from `PROBES` networks, and the counts and costs of 200 others."""
+    space = load_space(name)
+    rng = np.random.default_rng(seed)
+    operators = space.operators()
+    isolated = np.array([2e-3 + 3e-7 * resources.macs(op) for op in operators]) * rng.lognormal(0, 0.1, len(operators))
+    true = isolated * [FACTORS.get(op.kind, 1.0) for op in operators] * rng.lognormal(0, 0.05, len(operators))
+    counter = CostModel(space, lambda op: 0.0)
+    probes = choose_probes(space, isolated, PROBES, np.random.default_rng(seed))
+    assert len(set(probes)) == PROBES
+    counts = counter.counts(probes).numpy()
+    measured = (counts @ true + 0.02) * (1 + noise * rng.standard_normal(PROBES))
+    others = counter.counts([space.random(rng) for _ in range(200)]).numpy()
+    return Calibration(space, isolated, counts, measured), others, others @ true + 0.02
+
+
+NAMES = ("mobilenet_v2", "nasbench201")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_unseen_networks_are_predicted_and_far_better_than_by_the_sum_of_isolated_prices(name: str, seed: int) -> None:
+    calibration, counts, true = made(name, seed)
+    after = Accuracy.of(calibration.predict(counts)[0], true)
+    before = Accuracy.of(counts @ calibration.isolated, true)
+    assert after.within_5 >= 0.95 and after.mape < 0.02
+    assert after.mape < before.mape / 4
+    assert after.spearman > 0.95
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_interval_holds_what_it_says(name: str) -> None:
+    held = []
+    for seed in (0, 1):
+        calibration, counts, true = made(name, seed)
+        low, high = interval(*calibration.predict(counts), confidence=0.9)
+        held.append(((low <= true) & (true <= high)).mean())
+    assert np.mean(held) >= 0.85
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prices_are_never_negative_and_what_is_left_out_tells_the_error(name: str) -> None:
+    calibration, _, _ = made(name)
+    assert (calibration.prices >= 0).all() and calibration.offset >= 0
+    assert calibration.left_out.shape == (PROBES,)
+    assert np.abs(calibration.left_out).mean() < 0.05
+
+
+def test_the_cost_model_says_the_same_as_the_calibration() -> None:
+    calibration, _, _ = made("nasbench201")
+    space = calibration.space
+    archs = [space.random(np.random.default_rng(seed)) for seed in range(20)]
+    model = calibration.cost_model()
+    mean, deviation = calibration.predict(model.counts(archs).numpy())
+    np.testing.assert_allclose(model.of(archs).numpy(), mean, rtol=1e-6)
+    upper = model.upper(archs, 0.95).numpy()
+    np.testing.assert_allclose((upper - mean) / deviation, 1.6449, rtol=1e-3)
+
+
+def test_prices_stay_at_zero_or_above_where_the_networks_want_less(diamond: SearchSpace) -> None:
+    counter = CostModel(diamond, lambda op: 0.0)
+    archs = [arch for arch in diamond.all() for _ in range(3)]
+    counts = counter.counts(archs).numpy()
+    isolated = np.full(len(diamond.operators()), 1.0)
+    # networks with more operators are faster, which no prices explain
+    measured = 10.0 - counts.sum(1)
+    calibration = Calibration(diamond, isolated, counts, measured)
+    assert (calibration.prices >= 0).all() and calibration.offset >= 0
+    assert np.isfinite(calibration.covariance).all()
+
+
+def test_too_few_networks(diamond: SearchSpace) -> None:
+    archs = list(diamond.all())
+    table = CostTable("x", "latency_ms", {}, {op: Row(1.0) for op in diamond.operators()})
+    with pytest.raises(TableError, match=f"at least {FEWEST} measured networks, but has 6"):
+        Calibration.from_tables(diamond, table, archs, np.ones(len(archs)))
+
+
+def test_a_missing_price(diamond: SearchSpace) -> None:
+    table = CostTable("x", "latency_ms", {}, {OpSpec("relu", 1, 1, 1, 1): Row(1.0)})
+    with pytest.raises(MissingPriceError):
+        Calibration.from_tables(diamond, table, [next(iter(diamond.all()))] * 9, np.ones(9))
+
+
+def test_conditioning_on_zero() -> None:
+    mean, covariance = np.array([1.0, -1.0]), np.array([[1.0, 0.5], [0.5, 1.0]])
+    found, spread = posterior_given_zero(mean, covariance, [1])
+    np.testing.assert_allclose(found, [1.5, 0.0])
+    np.testing.assert_allclose(spread, [[0.75, 0.0], [0.0, 0.0]], atol=1e-12)
+
+
+def test_probes_of_a_space_smaller_than_their_number(diamond: SearchSpace) -> None:
+    isolated = np.ones(len(diamond.operators()))
+    probes = choose_probes(diamond, isolated, 40, np.random.default_rng(0))
+    networks = {diamond.alive(arch) for arch in probes}
+    assert len(probes) == len(networks) == len({diamond.alive(arch) for arch in diamond.all()})

@@ -1,0 +1,70 @@
+"""Models for measuring: every kind of operator runs in ONNX Runtime and gives the shape that it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hwnas import layers
+from hwnas.errors import SpaceError
+from hwnas.network import Network
+from hwnas.op import OpSpec
+from hwnas.quick_onnx import quick_onnx
+from hwnas.space import SearchSpace
+
+SPECIFIC = {"mbconv": {"hidden": 12}, "classifier": {"stride": 9}, "bn_relu_classifier": {"stride": 9}, "resnet_reduction": {"stride": 2}}
+
+
+def run(model: bytes, shape: tuple[int, ...]) -> tuple[int, ...]:
+    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {"input": np.ones(shape, dtype=np.float32)})
+    assert np.isfinite(out).all()
+    assert list(out.shape) == session.get_outputs()[0].shape
+    return tuple(out.shape)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", layers.kinds())
+def test_every_kind_runs_and_gives_its_shape(kind: str, batch: int) -> None:
+    op = OpSpec(kind, 6, 6, 9, 7, **SPECIFIC.get(kind, {}))
+    with torch.device("meta"):
+        module = layers.build(op)
+    assert run(quick_onnx(module, (6, 9, 7), batch), (batch, 6, 9, 7)) == (batch, *layers.output_shape(op))
+
+
+@pytest.mark.parametrize("change", [{"kernel": 5}, {"stride": 2, "kernel": 3}, {"kernel": 3, "dilation": 2}, {"groups": 3}])
+def test_sizes_of_convolutions(change: dict[str, int]) -> None:
+    op = OpSpec("conv_bn", 6, 6, 9, 7, **change)
+    assert run(quick_onnx(layers.build(op), (6, 9, 7)), (1, 6, 9, 7)) == (1, *layers.output_shape(op))
+
+
+def test_a_random_network_of_every_space(space: SearchSpace, rng: np.random.Generator) -> None:
+    for _ in range(2):
+        with torch.device("meta"):
+            network = Network(space, space.random(rng))
+        assert run(quick_onnx(network, space.input_shape), (1, *space.input_shape)) == (1, space.classes)
+
+
+def test_the_same_module_gives_the_same_bytes() -> None:
+    module = layers.build(OpSpec("conv_bn", 6, 6, 9, 7))
+    assert quick_onnx(module, (6, 9, 7)) == quick_onnx(module, (6, 9, 7))
+
+
+def test_a_layer_without_a_rule() -> None:
+    with pytest.raises(SpaceError, match="no rule for GELU"):
+        quick_onnx(nn.Sequential(nn.GELU()), (3, 4, 4))
+
+
+class Product(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x
+
+
+def test_what_is_neither_a_layer_nor_a_sum() -> None:
+    with pytest.raises(SpaceError, match="mul"):
+        quick_onnx(Product(), (3, 4, 4))
