@@ -69,13 +69,14 @@ class Run:
         return cls(folder, experiment)
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
+    def open(cls, folder: Path | str) -> Run:
         """The run in a folder.
 
         Raises:
             RunError: there is none.
             ConfigError: its configuration is damaged.
         """
+        folder = Path(folder)
         path = folder / "config.yaml"
         if not path.is_file():
             raise RunError(f"{folder} is not a run: it has no config.yaml; start one with `hwnas search CONFIG`")

@@ -112,14 +112,14 @@ def evaluation_seed(experiment: Experiment, arch: Architecture) -> int:
     return int(np.random.SeedSequence([experiment.seed, *arch]).generate_state(1, np.uint64)[0] >> np.uint64(2))
 
 
-def run_search(experiment: Experiment, folder: Path, *, tables: Path | None = None, progress: Progress = silent) -> Run:
+def run_search(experiment: Experiment, folder: Path | str, *, tables: Path | None = None, progress: Progress = silent) -> Run:
     """Searches, or goes on where a search in that folder stopped, and trains the members of the front in full.
 
     Raises:
         HwnasError: the configuration, tables, data or folder cannot be used.
     """
     assembly = assemble(experiment, tables)
-    run = Run.create(folder, experiment)
+    run = Run.create(Path(folder), experiment)
     shared = run_trials(assembly, run, progress)
     train_members(assembly, run, shared, progress)
     return run

@@ -88,11 +88,23 @@ class Problem:
         Raises:
             BudgetError: each budget can be met, but none of the cheapest architectures meets all of them.
         """
-        for metric in self.budgets:
+        for metric in (*self.budgets, *self.costs):
             arch = self.costs[metric].cheapest()
             if bool(self.feasible([arch])[0]):
                 return arch
         raise BudgetError(f"no architecture of {self.space.name} was found that keeps all of {self.budgets}; loosen one of them")
+
+    def costliest(self, metric: str) -> Architecture:
+        """An architecture that keeps the budgets and that no change of one slot makes costlier: the large end of a front."""
+        cost, arch = self.costs[metric], self.anchor
+        sizes = self.space.num_choices
+        while True:
+            near = [(*arch[:slot], choice, *arch[slot + 1 :]) for slot, size in enumerate(sizes) for choice in range(size)]
+            near = [candidate for candidate in near if self.space.graph(candidate)]
+            costs = np.where(self.feasible(near), cost.of(near).numpy(), -np.inf)
+            if costs.max() <= float(cost.of([arch])[0]):
+                return arch
+            arch = near[int(costs.argmax())]
 
     def walk(self, arch: Architecture, rng: np.random.Generator, steps: int = 0) -> Architecture:
         """Random changes of single slots from a feasible `arch`, each kept if the budgets still hold (default: 4 a slot)."""

@@ -36,8 +36,8 @@ _STEPS = 3  # random changes that make a new network of a member of the populati
 class NSGA2(Searcher):
     """(mu + lambda) evolution of choice vectors: binary tournament, uniform crossover, random-choice mutation.
 
-    The first generation is random, but begins with the cheapest network by each objective whose cost is known before
-    anything is trained: one end of the front for free. Offspring are drawn until they are new and within the budgets;
+    The first generation is random, but begins with the cheapest and the costliest feasible network by each objective whose
+    cost is known before anything is trained: both ends of the front for free. Offspring are drawn until they are new and within the budgets;
     where that takes too long, walks from members of the population take their place, then random networks.
 
     Args:
@@ -71,7 +71,7 @@ class NSGA2(Searcher):
         """Of the first generation while there is no whole population, else offspring."""
         strangers = self.random_architectures(n)
         if len(self.asked) < self.population or len(self._survivors) == 0:
-            return self.unasked(chain(self._cheapest, strangers), n)
+            return self.unasked(chain(self._ends, strangers), n)
         return self.unasked(chain(self._offspring(n), self._neighbours(n), strangers), n)
 
     def learn(self, trials: Sequence[Trial]) -> None:
@@ -91,9 +91,10 @@ class NSGA2(Searcher):
         self._survivors = Population.new(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
     @cached_property
-    def _cheapest(self) -> list[Architecture]:
-        costs = [self.problem.costs[objective.name] for objective in self.problem.objectives if objective.name in self.problem.costs]
-        return [cost.cheapest() for cost in costs if cost.additive]  # the others are priced one by one, too slow to look for the least
+    def _ends(self) -> list[Architecture]:
+        names = [objective.name for objective in self.problem.objectives if objective.name in self.problem.costs]
+        known = [name for name in names if self.problem.costs[name].additive]  # the others are priced one by one, too slow to search
+        return [end for name in known for end in (self.problem.costs[name].cheapest(), self.problem.costliest(name))]
 
     def _offspring(self, n: int) -> Iterator[Architecture]:
         context = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=self.rng)
