@@ -70,6 +70,25 @@ def killed_after(epoch: int) -> Callable[[int, float], None]:
 # --- what is learnt
 
 
+def weight(net: nn.Sequential, index: int) -> Tensor:
+    """The weight of a layer."""
+    found = net[index].weight
+    assert isinstance(found, Tensor)
+    return found
+
+
+def norms(net: nn.Sequential) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
+    """The two BatchNorms of `network()`."""
+    first, second = (layer for layer in net if isinstance(layer, nn.BatchNorm2d))
+    return first, second
+
+
+def statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Running mean and variance."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
 def test_it_learns(data: Dataset) -> None:
     net = network()
     before = evaluate_accuracy(net, data, data.test)
@@ -105,7 +124,7 @@ def test_frozen_weights_stay_and_the_network_is_left_tidy(data: Dataset) -> None
     net = network()
     net[0].weight.requires_grad_(False)
     train(net, data, SETTINGS, 0)
-    assert torch.equal(net[0].weight, network()[0].weight) and not torch.equal(net[9].weight, network()[9].weight)
+    assert torch.equal(weight(net, 0), weight(network(), 0)) and not torch.equal(weight(net, 9), weight(network(), 9))
     assert all(p.is_contiguous() and p.grad is None and p.dtype == torch.float32 for p in net.parameters())
 
 
@@ -271,20 +290,21 @@ def test_scores_do_not_depend_on_batches(batch_size: int) -> None:
 
 def test_recalibration_averages_over_train_images(data: Dataset) -> None:
     net = network()
-    net[1].momentum = 0.3
-    net[1].eval()
+    first, second = norms(net)
+    first.momentum = 0.3
+    first.eval()
     weights = {name: value.clone() for name, value in net.named_parameters()}
     modes = [module.training for module in net.modules()]
-    for norm in (net[1], net[4]):
-        norm.running_mean.fill_(1e3)
+    for norm in (first, second):
+        statistics(norm)[0].fill_(1e3)
     recalibrate_batch_norm(net, data, batch_size=20, generator=generator(1), batches=2)
     order = torch.randperm(41, generator=generator(1))[:40]
     hidden: Tensor = net[0](data.normalise(data.train.images[order]))
     halves = [hidden[:20], hidden[20:]]
-    assert torch.allclose(net[1].running_mean, torch.stack([h.mean((0, 2, 3)) for h in halves]).mean(0), atol=1e-5)
-    assert torch.allclose(net[1].running_var, torch.stack([h.var((0, 2, 3)) for h in halves]).mean(0), atol=1e-5)
-    assert net[4].running_mean.abs().max() < 100 and net[1].num_batches_tracked == 2
-    assert (net[1].momentum, net[4].momentum) == (0.3, 0.1) and [m.training for m in net.modules()] == modes
+    assert torch.allclose(statistics(first)[0], torch.stack([h.mean((0, 2, 3)) for h in halves]).mean(0), atol=1e-5)
+    assert torch.allclose(statistics(first)[1], torch.stack([h.var((0, 2, 3)) for h in halves]).mean(0), atol=1e-5)
+    assert statistics(second)[0].abs().max() < 100 and first.num_batches_tracked == 2
+    assert (first.momentum, second.momentum) == (0.3, 0.1) and [m.training for m in net.modules()] == modes
     assert all(torch.equal(value, weights[name]) for name, value in net.named_parameters())
 
 
@@ -292,8 +312,8 @@ def test_recalibration_brings_back_what_lost_statistics_cost(data: Dataset) -> N
     net = network()
     train(net, data, dataclasses.replace(SETTINGS, epochs=20), 0)
     trained = evaluate_accuracy(net, data, data.valid).accuracy
-    for norm in (net[1], net[4]):
-        norm.running_mean.fill_(3.0)
+    for norm in norms(net):
+        statistics(norm)[0].fill_(3.0)
     assert evaluate_accuracy(net, data, data.valid).accuracy < 0.7
     recalibrate_batch_norm(net, data, generator=generator())
     assert evaluate_accuracy(net, data, data.valid).accuracy >= min(trained, 0.9)

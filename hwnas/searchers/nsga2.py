@@ -37,8 +37,8 @@ class NSGA2(Searcher):
     """(mu + lambda) evolution of choice vectors: binary tournament, uniform crossover, random-choice mutation.
 
     The first generation is random, but begins with the cheapest and the costliest feasible network by each objective whose
-    cost is known before anything is trained: both ends of the front for free. Offspring are drawn until they are new and within the budgets;
-    where that takes too long, walks from members of the population take their place, then random networks.
+    cost is known before anything is trained: both ends of the front for free. Offspring are drawn until they
+    are new and within the budgets; where that takes too long, walks from members of the population take their place, then random networks.
 
     Args:
         population: networks that survive a generation.
