@@ -95,8 +95,16 @@ class Problem:
         raise BudgetError(f"no architecture of {self.space.name} was found that keeps all of {self.budgets}; loosen one of them")
 
     def costliest(self, metric: str) -> Architecture:
-        """An architecture that keeps the budgets and that no change of one slot makes costlier: the large end of a front."""
-        cost, arch = self.costs[metric], self.anchor
+        """The costliest architecture found that keeps the budgets: the large end of a front, by ascent on single slots.
+
+        Dead branches make single changes worth nothing, so the ascent also starts from eight random architectures.
+        """
+        rng = np.random.default_rng(0)
+        starts = [self.anchor, *(self.random(rng) for _ in range(8))] if self.budgets else [self.random(rng) for _ in range(9)]
+        ends = [self._ascend(arch, self.costs[metric]) for arch in starts]
+        return ends[int(self.costs[metric].of(ends).argmax())]
+
+    def _ascend(self, arch: Architecture, cost: Cost) -> Architecture:
         sizes = self.space.num_choices
         while True:
             near = [(*arch[:slot], choice, *arch[slot + 1 :]) for slot, size in enumerate(sizes) for choice in range(size)]
