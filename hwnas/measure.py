@@ -78,6 +78,8 @@ class Measurement:
     fingerprint: dict[str, str]
     drift: float
     """Relative spread of the reference model over the rounds (standard deviation / mean)."""
+    reference_ms: float
+    """The reference model's price in this session: what times of another session are compared through."""
     halves: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Each model's price from the even and from the odd rounds alone: their difference is the noise floor."""
 
@@ -359,7 +361,7 @@ class _Session:
                     float(np.percentile(np.concatenate(odd), percentile)),
                 )
         spread = np.array(list(reference.values())) if reference else np.ones(1)
-        return Measurement(timings, self.failures, self.fingerprint, float(spread.std() / spread.mean()), halves)
+        return Measurement(timings, self.failures, self.fingerprint, float(spread.std() / spread.mean()), level, halves)
 
 
 class _Journal:

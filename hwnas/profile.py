@@ -33,6 +33,10 @@ from hwnas.table import CostTable, NetworkTable, Row
 CHAIN = 5
 """Copies in the long chain; the price is (time of 5 copies - time of 1) / 4 where the operator keeps its shape."""
 
+REFERENCE_FACT = "reference ms"
+"""The fact that keeps the reference model's time in a table's first session: a whole machine drifts by tens of percent between
+sessions, so later ones are scaled to it."""
+
 
 def fingerprint(device: Device) -> dict[str, str]:
     """The fingerprint that measurements on this device have now (asks the runtime in a worker process)."""
@@ -194,13 +198,14 @@ def profile_operators(
             models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
             progress("lower operators", done + 1, len(missing))
         found = measure(models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, progress=progress)
-        rows = {op: row for op in missing if (row := _difference(found, op, copies[op])) is not None}
+        level = float(table.facts.get(REFERENCE_FACT, found.reference_ms))
+        rows = {op: row for op in missing if (row := _difference(found, op, copies[op], level / found.reference_ms)) is not None}
         table.add(rows, found.fingerprint)
         for op in missing:
             failed = found.failures.get(f"{op} short") or found.failures.get(f"{op} long")
             if failed:
                 table.bad[op] = failed
-        table.facts |= _facts(protocol, found)
+        table.facts |= {**_facts(protocol, found), REFERENCE_FACT: f"{level:.6g}"}
         table.save(tables.folder / "latency_ms.csv")
         journal.unlink(missing_ok=True)
     energy = tables.operators("energy_mj")
@@ -211,7 +216,7 @@ def profile_operators(
     return table
 
 
-def _difference(found: Measurement, op: OpSpec, copies: int) -> Row | None:
+def _difference(found: Measurement, op: OpSpec, copies: int, steady: float) -> Row | None:
     short, long = found.timings.get(f"{op} short"), found.timings.get(f"{op} long")
     if short is None or long is None:
         return None
@@ -219,7 +224,7 @@ def _difference(found: Measurement, op: OpSpec, copies: int) -> Row | None:
     price, p50, p90 = (
         max(b - a, 0.0) / copies for a, b in ((short.low_ms, long.low_ms), (short.p50_ms, long.p50_ms), (short.p90_ms, long.p90_ms))
     )
-    return Row(price, error / copies, p50, p90, long.n)
+    return Row(steady * price, steady * error / copies, steady * p50, steady * p90, long.n)
 
 
 def _facts(protocol: Protocol, found: Measurement) -> dict[str, str]:
@@ -237,17 +242,18 @@ def measure_networks(
     journal: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[Architecture, Row], Measurement]:
-    """Whole networks measured in one interleaved session."""
+    """Whole networks measured in one interleaved session, in the table's time: divided by how much slower the reference model ran."""
     models = {}
     for done, arch in enumerate(archs):
         models["-".join(map(str, arch))] = network_onnx(space, arch, tables.device.batch)
         progress("lower networks", done + 1, len(archs))
     found = measure(models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, progress=progress)
+    steady = float(tables.operators("latency_ms").facts.get(REFERENCE_FACT, found.reference_ms)) / found.reference_ms
     rows = {}
     for arch in archs:
         timing = found.timings.get("-".join(map(str, arch)))
         if timing is not None:
-            rows[arch] = Row(timing.low_ms, timing.error_ms, timing.p50_ms, timing.p90_ms, timing.n)
+            rows[arch] = Row(steady * timing.low_ms, steady * timing.error_ms, steady * timing.p50_ms, steady * timing.p90_ms, timing.n)
     return rows, found
 
 

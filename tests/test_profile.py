@@ -79,7 +79,7 @@ def test_an_operator_that_fails_is_a_named_bad_row_and_no_price(
     def half(models: Mapping[str, bytes], *arguments: Any, **options: Any) -> Measurement:
         failed = f"{operators[0]} long"
         timings = {key: Timing(0.2 if key.endswith("long") else 0.1, 0.0, 0.2, 0.3, 9) for key in models if key != failed}
-        return Measurement(timings, {failed: "crashed the runtime (SIGSEGV)"}, tables.fingerprint, 0.0)
+        return Measurement(timings, {failed: "crashed the runtime (SIGSEGV)"}, tables.fingerprint, 0.0, 1.0)
 
     monkeypatch.setattr(profile, "measure", half)
     table = profile_operators(tables, operators)
@@ -99,7 +99,7 @@ def made_up(tables: DeviceTables, monkeypatch: pytest.MonkeyPatch) -> None:
     def sized(models: Mapping[str, bytes], *arguments: Any, **options: Any) -> Measurement:
         rng = np.random.default_rng(len(models))
         times = {key: 1e-6 * len(model) * float(rng.normal(1, 1e-3)) for key, model in models.items()}
-        return Measurement({key: Timing(t, 0.0, t, t, 9) for key, t in times.items()}, {}, tables.fingerprint, 0.0)
+        return Measurement({key: Timing(t, 0.0, t, t, 9) for key, t in times.items()}, {}, tables.fingerprint, 0.0, 1.0)
 
     monkeypatch.setattr(profile, "measure", sized)
 
@@ -138,3 +138,24 @@ def test_an_operator_without_a_builder(tables: DeviceTables) -> None:
     with pytest.raises(SpaceError, match="no builder"):
         profile_operators(tables, [OpSpec("conv_b", 3, 4, 8, 8)])
     assert "conv_b" not in layers.kinds() and not tables.folder.exists()
+
+
+def test_a_machine_that_slowed_down_does_not_change_the_table(
+    monkeypatch: pytest.MonkeyPatch, tables: DeviceTables, local_fingerprint: dict[str, str]
+) -> None:
+    """The same network in a session in which everything, the reference too, takes 1.5 times as long costs what it cost."""
+    space = load_space("nasbench201", {"width": 4, "cells": 1, "input_size": 16})
+    arch = (1, 1, 1, 1, 1, 1)
+    slow = 1.0
+
+    def timed(models: Mapping[str, bytes], *args: object, **options: object) -> Measurement:
+        timing = Timing(0.2 * slow, 0.002 * slow, 0.21 * slow, 0.22 * slow, 9)
+        return Measurement(dict.fromkeys(models, timing), {}, local_fingerprint, 0.0, 0.1 * slow)
+
+    monkeypatch.setattr(profile, "measure", timed)
+    profile.profile_operators(tables, space.operators())
+    before = profile.measure_networks(tables, space, [arch])[0][arch]
+    slow = 1.5
+    after = profile.measure_networks(tables, space, [arch])[0][arch]
+    assert (after.price, after.error, after.p50) == pytest.approx((before.price, before.error, before.p50))
+    assert before.price == pytest.approx(0.2)

@@ -79,8 +79,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, here: dict[str, str]) -> Answers:
         def measure_members(models: Mapping[str, Path], device: Device, **_: object) -> Measurement:
             p50 = next(sessions)
             if isinstance(p50, str):
-                return Measurement({}, dict.fromkeys(models, p50), here, 0.0)
-            return Measurement(dict.fromkeys(models, Timing(p50, 0.0, p50, 2 * p50, 7)), {}, here, 0.0)
+                return Measurement({}, dict.fromkeys(models, p50), here, 0.0, 1.0)
+            return Measurement(dict.fromkeys(models, Timing(p50, 0.0, p50, 2 * p50, 7)), {}, here, 0.0, 1.0)
 
         monkeypatch.setattr(module, "fingerprint", lambda device: {**here, **(elsewhere or {})})
         monkeypatch.setattr(module, "measure_members", measure_members)
