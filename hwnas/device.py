@@ -10,10 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from hwnas import plugins
-from hwnas.errors import FingerprintError
+from hwnas.errors import ConfigError, FingerprintError
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Energy(BaseModel):
@@ -34,7 +38,7 @@ class Device(BaseModel):
     name: str = ""
     description: str = ""
     backend: str
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
     batch: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     options: dict[str, Any] = {}
@@ -50,6 +54,14 @@ class Executable(Protocol):
 
 
 @runtime_checkable
+class TimedExecutable(Executable, Protocol):
+    """A compiled model that knows its own times: by the device's clock, from another process, or from a formula."""
+
+    def time(self, runs: int) -> NDArray[np.int64]:
+        """How long each of `runs` inferences in a row took, ns."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """A runtime. Its file in `hwnas/backends/` holds one class that takes the device positionally, options keyword-only.
 
@@ -57,10 +69,26 @@ class Backend(Protocol):
     """
 
     def fingerprint(self) -> dict[str, str]:
-        """The runtime, its version, and the hardware it runs on, as far as these change timings."""
+        """The runtime, its version, and the hardware it runs on, as far as these change timings.
+
+        One that computes times instead of taking them says `"source": "modelled"`, and so say the rows of its tables.
+        """
 
     def compile(self, model: bytes) -> Executable:
         """The ONNX model made ready to run; raises DeviceError with the runtime's reason where it cannot."""
+
+
+def require_precision(device: Device, known: tuple[Precision, ...]) -> None:
+    """Refuses a precision that a backend does not have.
+
+    Raises:
+        ConfigError: it is none of `known`.
+    """
+    if device.precision not in known:
+        raise ConfigError(
+            f"backend {device.backend} of device {device.name or 'without a name'} runs {', '.join(known)}, but its precision is "
+            f"{device.precision!r}; change it in the device's YAML"
+        )
 
 
 def load_backend(device: Device) -> Backend:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.device import Device, device_fingerprint, load_backend
+from hwnas.device import Device, Executable, TimedExecutable, device_fingerprint, load_backend
 from hwnas.errors import DeviceError, HwnasError
 
 REFERENCE = "reference"
@@ -416,12 +416,24 @@ def _cut_half_line(path: Path) -> None:
     path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
+def _times(executable: Executable, runs: int) -> NDArray[np.int64]:
+    """How long each of `runs` inferences took, ns: by its own account where it gives one, else by this process's clock."""
+    if isinstance(executable, TimedExecutable):
+        return executable.time(runs)
+    run, clock = executable.run, time.perf_counter_ns
+    samples = np.empty(runs, dtype=np.int64)
+    for i in range(runs):
+        start = clock()
+        run()
+        samples[i] = clock() - start
+    return samples
+
+
 def _serve(read: int, write: int) -> None:
     """The worker process: compiles and times what it is sent, until its connection closes."""
     incoming, outgoing = Connection(read, writable=False), Connection(write, readable=False)
     backend = None
-    models: dict[str, Any] = {}
-    clock = time.perf_counter_ns
+    models: dict[str, Executable] = {}
     while True:
         try:
             message = incoming.recv()
@@ -441,20 +453,12 @@ def _serve(read: int, write: int) -> None:
                     assert backend is not None
                     executable = backend.compile(model)
                     executable.run()
-                    start = clock()
-                    executable.run()
-                    answer = (clock() - start) * 1e-6
+                    answer = float(_times(executable, 1)[0]) * 1e-6
                     models[key] = executable
                 case ("round", visits):
                     for key, runs in visits:
-                        run = models[key].run
-                        run()
-                        samples = np.empty(runs, dtype=np.int64)
-                        for i in range(runs):
-                            start = clock()
-                            run()
-                            samples[i] = clock() - start
-                        outgoing.send(("ok", samples))
+                        models[key].run()
+                        outgoing.send(("ok", _times(models[key], runs)))
                     continue
                 case _:
                     raise DeviceError(f"the worker does not know the message {message[0]!r}")

@@ -28,7 +28,7 @@ from hwnas.network import Network
 from hwnas.op import OpSpec
 from hwnas.quick_onnx import quick_onnx
 from hwnas.space import Architecture, SearchSpace
-from hwnas.table import CostTable, NetworkTable, Row
+from hwnas.table import CostTable, NetworkTable, Row, Source
 
 CHAIN = 5
 """Copies in the long chain; the price is (time of 5 copies - time of 1) / 4 where the operator keeps its shape."""
@@ -224,7 +224,12 @@ def _difference(found: Measurement, op: OpSpec, copies: int, steady: float) -> R
     price, p50, p90 = (
         max(b - a, 0.0) / copies for a, b in ((short.low_ms, long.low_ms), (short.p50_ms, long.p50_ms), (short.p90_ms, long.p90_ms))
     )
-    return Row(steady * price, steady * error / copies, steady * p50, steady * p90, long.n)
+    return Row(steady * price, steady * error / copies, steady * p50, steady * p90, long.n, source_of(found.fingerprint))
+
+
+def source_of(fingerprint: Mapping[str, str]) -> Source:
+    """What rows under this fingerprint are: `modelled` where the backend computes times, else `measured`."""
+    return "modelled" if fingerprint.get("source") == "modelled" else "measured"
 
 
 def _facts(protocol: Protocol, found: Measurement) -> dict[str, str]:

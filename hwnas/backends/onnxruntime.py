@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas.device import Device
+from hwnas.device import Device, require_precision
 from hwnas.errors import DeviceError, nearest
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class ONNXRuntime:
     def __init__(self, device: Device, *, provider: str = "CPUExecutionProvider") -> None:
         import onnxruntime as ort
 
+        require_precision(device, ("fp32",))
         self._ort = ort
         self._device = device
         self._provider = provider
