@@ -62,7 +62,8 @@ def _free(module: nn.Module, out: Tensor) -> tuple[str, int]:
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv, nn.Linear: _linear,
-    **dict.fromkeys((nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Identity, nn.Flatten, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d), _free),
+    **dict.fromkeys((nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Identity, nn.Flatten), _free),
+    **dict.fromkeys((nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, layers.Sum), _free),
 }  # fmt: skip
 """How each kind of torch layer counts; a space with a layer of its own adds its rule here."""
 
@@ -147,7 +148,7 @@ def peak_mb(space: SearchSpace, arch: Sequence[int]) -> float:
     A node's value lives from its first writer to its last reader; a site holds its inputs, its output, and the widest
     tensor inside it (`hidden` channels) at the same time.
     """
-    sites = space.graph(arch)
+    sites = space.steps(arch)
     last_use = {node: step for step, site in enumerate(sites) for node in site.inputs}
     live = {space.input: prod(space.input_shape)}
     weights = sum(count(site.op).params for site in sites)
