@@ -236,7 +236,7 @@ def test_a_machine_with_two_states_is_measured_in_the_one_that_is_asked_for(tmp_
 
     def low(level_ms: float | None) -> tuple[float, list[float]]:
         found = measure(models, Device(backend="slowing"), reference=b"reference", protocol=protocol, level_ms=level_ms)
-        return found.reference_ms, [round(found.timings[key].low_ms, 9) for key in models]
+        return round(found.reference_ms, 9), [round(found.timings[key].low_ms, 9) for key in models]
 
     assert low(0.1) == (0.1, [0.1, 0.1])
     assert low(0.14) == (0.14, [0.105, 0.18])
