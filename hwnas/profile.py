@@ -104,6 +104,12 @@ class DeviceTables:
                 f"{path} was measured elsewhere ({'; '.join(different)}); delete it and measure here with `hwnas profile`"
             )
 
+    @property
+    def reference_ms(self) -> float | None:
+        """What the reference model took when the operators were measured first: the state of the machine that prices belong to."""
+        level = self.operators("latency_ms").facts.get(REFERENCE_FACT)
+        return float(level) if level else None
+
     def explain_absence(self) -> str:
         """Why there is nothing for this machine: which other tables of the device there are, and what differs."""
         others = []
@@ -200,17 +206,17 @@ def profile_operators(
         for done, op in enumerate(missing):
             models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
             progress("lower operators", done + 1, len(missing))
-        wanted = table.facts.get(REFERENCE_FACT)
+        wanted = tables.reference_ms
         found = measure(
             models,
             tables.device,
             reference=reference_onnx(),
             protocol=protocol,
             journal=journal,
-            level_ms=float(wanted) if wanted else None,
+            level_ms=wanted,
             progress=progress,
         )
-        level = float(wanted or found.reference_ms)
+        level = wanted or found.reference_ms
         rows = {op: row for op in missing if (row := _difference(found, op, copies[op], level / found.reference_ms)) is not None}
         table.add(rows, found.fingerprint)
         for op in missing:
@@ -276,18 +282,18 @@ def measure_networks(
     for done, arch in enumerate([*archs, *anchors]):
         models["-".join(map(str, arch))] = network_onnx(space, arch, tables.device.batch)
         progress("lower networks", done + 1, len(archs) + len(anchors))
-    wanted = tables.operators("latency_ms").facts.get(REFERENCE_FACT)
+    wanted = tables.reference_ms
     found = measure(
         models,
         tables.device,
         reference=reference_onnx(),
         protocol=protocol,
         journal=journal,
-        level_ms=float(wanted) if wanted else None,
+        level_ms=wanted,
         progress=progress,
     )
     timings = {arch: found.timings[key] for arch, key in zip([*archs, *anchors], models, strict=True) if key in found.timings}
-    steady = float(wanted or found.reference_ms) / found.reference_ms
+    steady = (wanted or found.reference_ms) / found.reference_ms
     if both := [arch for arch in anchors if arch in timings]:
         steady = float(np.median([known[arch].price / timings[arch].low_ms for arch in both]))
     rows = {
