@@ -169,7 +169,7 @@ def chains(op: OpSpec, batch: int = 1) -> tuple[bytes, bytes, int]:
         with torch.device("meta"):
             entry = nn.Conv2d(op.c_in, op.c_in, 1)
             module = nn.Sequential(entry, *(layers.build(op) for _ in range(copies)))
-        return quick_onnx(module, shape, batch)
+        return quick_onnx(module, shape, batch, layers.output_shape(op) if copies else shape)
 
     return chain(short), chain(long), long - short
 
@@ -178,7 +178,7 @@ def network_onnx(space: SearchSpace, arch: Architecture, batch: int = 1) -> byte
     """A whole network as an ONNX model for measuring."""
     with torch.device("meta"):
         network = Network(space, arch)
-    return quick_onnx(network, space.input_shape, batch)
+    return quick_onnx(network, space.input_shape, batch, (space.classes,))
 
 
 def reference_onnx() -> bytes:
