@@ -127,11 +127,11 @@ def _batch_norm(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.No
     x, *rest = reader.inputs(node)
     epsilon = options.get("epsilon", 1e-5)
     if x.target is functional.conv2d and reader.readers[node.input[0]] == 1:
-        scale, shift, mean, variance = (reader.tensor(value) for value in rest)
         image, weight, bias, *places = x.args
         assert isinstance(weight, fx.Node)
         before = reader.tensor(bias) if isinstance(bias, fx.Node) else None
-        folded = fuse_conv_bn_weights(reader.tensor(weight), before, mean, variance, epsilon, scale, shift)
+        gain, offset, average, spread = (reader.tensor(value) for value in rest)
+        folded = fuse_conv_bn_weights(reader.tensor(weight), before, average, spread, epsilon, gain, offset)
         with reader.graph.inserting_before(x):
             x.args = (image, *(reader.buffer(tensor.detach()) for tensor in folded), *places)
         return x
