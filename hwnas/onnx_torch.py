@@ -58,7 +58,7 @@ class Reader:
             options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
             self._values[node.output[0]] = RULES[node.op_type](self, node, options)
         self.graph.output(tuple(self.value(value.name) for value in self._model.graph.output))
-        self.graph.lint()
+        self.graph.eliminate_dead_code()  # what was folded away
         return fx.GraphModule(self._root, self.graph)
 
     def value(self, name: str) -> fx.Node:

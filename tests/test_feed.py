@@ -21,7 +21,7 @@ def model(kind: int, shape: list[int | str]) -> onnx.ModelProto:
 
 def test_random_inputs_have_the_model_s_shapes() -> None:
     found = random_feed(parse(reference_onnx()), 1)
-    assert {name: (values.shape, values.dtype) for name, values in found.items()} == {"input": ((1, 24, 16, 16), np.float32)}
+    assert list(found) == ["input"] and found["input"].shape == (1, 24, 16, 16) and found["input"].dtype == np.float32
     again, other = random_feed(parse(reference_onnx()), 1), random_feed(parse(reference_onnx()), 1, seed=1)
     np.testing.assert_array_equal(found["input"], again["input"])
     assert not np.array_equal(found["input"], other["input"])

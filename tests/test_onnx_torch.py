@@ -95,10 +95,9 @@ def test_computes_what_onnx_means(kind: str) -> None:
 
 
 def test_an_exported_network(space: SearchSpace, tmp_path: Path) -> None:
-    for seed in range(2):
-        network = Network(space, space.random(np.random.default_rng(seed)), torch.Generator().manual_seed(seed)).eval()
-        ONNX(Device(backend="onnxruntime")).write(network, tmp_path / "model.onnx")
-        same((tmp_path / "model.onnx").read_bytes())
+    network = Network(space, space.random(np.random.default_rng(0)), torch.Generator().manual_seed(0)).eval()
+    ONNX(Device(backend="onnxruntime")).write(network, tmp_path / "model.onnx")
+    same((tmp_path / "model.onnx").read_bytes())
 
 
 def test_batch_norm_becomes_part_of_its_convolution(space: SearchSpace) -> None:

@@ -73,7 +73,8 @@ def test_ranges_are_those_of_the_calibration_data() -> None:
 
     def scale(largest: float) -> float:
         values = np.linspace(-largest, largest, int(np.prod(shape)), dtype=np.float32).reshape(shape)
-        made = parse(quantize(model, [{"input": values / 2}, {"input": values}]))
+        half = np.float32(0.5) * values
+        made = parse(quantize(model, [{"input": half}, {"input": values}]))
         entry = next(node for node in made.graph.node if node.input[0] == "input")
         assert entry.op_type == "QuantizeLinear"
         return next(float(numpy_helper.to_array(t)) for t in made.graph.initializer if t.name == entry.input[1])

@@ -93,13 +93,13 @@ def test_a_device_that_cannot_be(settings: dict[str, Any], error: type[Exception
 
 @pytest.mark.parametrize("machine", ["x86_64", "AMD64"])
 def test_fp16_that_would_be_fp32(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
-    monkeypatch.setattr(module.platform, "machine", lambda: machine)
+    monkeypatch.setattr("platform.machine", lambda: machine)
     with pytest.raises(ConfigError, match="computes fp16 models in fp32; choose precision fp32 or int8"):
         load_backend(device(precision="fp16"))
 
 
 def test_fp16_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     executable: Any = load_backend(device(precision="fp16")).compile(reference_onnx())
     feed = {"input": np.ones((1, 24, 16, 16), np.float32)}
     wanted = load_backend(device()).compile(reference_onnx()).outputs(feed)[0]  # type: ignore[attr-defined]

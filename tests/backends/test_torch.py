@@ -12,9 +12,10 @@ import torch
 
 from hwnas.device import Device, load_backend
 from hwnas.errors import ConfigError, DeviceError
+from hwnas.op import OpSpec
 from hwnas.profile import chains, reference_onnx
-from hwnas.space import load_space
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 FEED = {"input": np.random.default_rng(3).standard_normal((1, 24, 16, 16), dtype=np.float32)}
 
 
@@ -47,17 +48,36 @@ def test_computes_in_the_precision(precision: str, dtype: torch.dtype) -> None:
     assert executable.outputs(FEED)[0].dtype == np.float32
 
 
+def same_compiled(op: OpSpec, model: bytes) -> None:
+    """Compiled and eager, the model computes the same."""
+    feed = {"input": np.random.default_rng(3).standard_normal((1, op.c_in, op.height, op.width), dtype=np.float32)}
+    backends: list[Any] = [load_backend(device(options={"compiled": compiled})) for compiled in (False, True)]
+    wanted, found = (backend.compile(model).outputs(feed)[0] for backend in backends)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@needs_compiler
+def test_compiled_computes_the_same() -> None:
+    op = OpSpec("relu", 4, 4, 6, 6)
+    same_compiled(op, chains(op)[0])
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_computes_the_same_for_one_model_after_another() -> None:
-    """More models than dynamo would compile of one function."""
-    eager, compiled = (load_backend(device(options={"compiled": compiled})) for compiled in (False, True))
-    operators = load_space("mobilenet_v2").operators()[:10]
-    for op in operators:
-        model = chains(op)[1]
-        feed = {"input": np.random.default_rng(3).standard_normal((1, op.c_in, op.height, op.width), dtype=np.float32)}
-        found, wanted = (one.compile(model).outputs(feed)[0] for one in (compiled, eager))  # type: ignore[attr-defined]
-        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+@needs_compiler
+def test_compiled_one_model_after_another() -> None:
+    """More models than dynamo would compile of one function before it went back to eager."""
+    for size in range(4, 4 + torch._dynamo.config.recompile_limit + 2):
+        op = OpSpec("mbconv", 8, 8, size, size, kernel=3, hidden=16)
+        same_compiled(op, chains(op)[0])
+
+
+def test_a_model_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("no\nfurther")
+
+    monkeypatch.setattr(torch, "compile", lambda module, **options: broken)
+    with pytest.raises(DeviceError, match="torch cannot run the model: no$"):
+        load_backend(device(options={"compiled": True})).compile(reference_onnx())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
