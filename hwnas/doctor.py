@@ -6,6 +6,7 @@ come from. `examine` runs all that can be run on a table's file, `repair` measur
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -14,13 +15,16 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from hwnas import layers
 from hwnas.config import load_device
 from hwnas.device import Relation, disagreement, relation
 from hwnas.errors import FingerprintError, HwnasError, SpaceError, TableError
 from hwnas.measure import Progress, Protocol, silent
 from hwnas.op import OpSpec
-from hwnas.profile import DeviceTables, chains, measure_into, source_of
+from hwnas.profile import DeviceTables, measure_into, source_of
+from hwnas.quick_onnx import quick_onnx
 from hwnas.space import SearchSpace
 from hwnas.table import CostTable, Fault, NetworkTable, Row
 
@@ -194,11 +198,14 @@ def _beyond(gap: float, error: float) -> str:
 
 
 def lines_of(table: CostTable) -> list[Line]:
-    """A table's rows: comparable where kind, stride, groups and dilation are equal, by channels, image size and kernel."""
+    """A table's rows: comparable where kind, stride, groups and dilation are equal, by channels, image size and kernel.
+
+    One that keeps its channels is not compared with one that does not: it may add its input, which costs something.
+    """
     return [
         Line(
             str(op),
-            (op.kind, op.stride, op.groups, op.dilation),
+            (op.kind, op.stride, op.groups, op.dilation, op.c_in == op.c_out),
             {name: getattr(op, name) for name in ("c_in", "c_out", "height", "width", "kernel", "hidden")},
             row.price,
             row.error,
@@ -208,17 +215,19 @@ def lines_of(table: CostTable) -> list[Line]:
 
 
 def graphs_of(table: CostTable) -> list[Line]:
-    """A table's rows by what they compute, whatever they are called: the graph that measuring them runs.
+    """A table's rows by what they compute, whatever they are called: by the graph that a runtime is given.
 
     Operators that this installation cannot build (imported ones) have no graph and are left out.
     """
     lines = []
     for op, row in table.rows.items():
         try:
-            graph = chains(op)[1]
+            with torch.device("meta"):
+                module = layers.build(op)
+            graph = quick_onnx(module, (op.c_in, op.height, op.width))
         except SpaceError:
             continue
-        lines.append(Line(str(op), graph, {}, row.price, row.error))
+        lines.append(Line(str(op), hashlib.sha256(graph).hexdigest(), {}, row.price, row.error))
     return lines
 
 
