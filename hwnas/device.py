@@ -165,7 +165,7 @@ def disagreement(found: dict[str, str], wanted: dict[str, str]) -> str:
     """What two fingerprints that differ differ in, and what to do, as the end of a sentence about the former."""
     details = "; ".join(differences(found, wanted))
     if relation(found, wanted) == "stale":
-        return f"is stale: it was measured on this machine under another version of its runtime ({details}); measure again with `hwnas profile`"
+        return f"is stale: it was measured on this machine under another runtime version ({details}); measure again with `hwnas profile`"
     return f"was measured elsewhere ({details}); measure here with `hwnas profile`"
 
 

@@ -76,13 +76,18 @@ class Finding:
 
 def possible(price: float) -> bool:
     """Whether a price can be one: finite and not negative."""
-    return math.isfinite(price) and price >= 0
+    return bool(math.isfinite(price) and price >= 0)
 
 
 def impossible(lines: Iterable[Line]) -> list[Finding]:
     """Prices that are negative or not finite."""
     return [
-        Finding("price", (line.name,), {"price": line.price}, f"{line.name} has the price {line.price:.4g}, which must be finite and not negative")
+        Finding(
+            "price",
+            (line.name,),
+            {"price": line.price},
+            f"{line.name} has the price {line.price:.4g}, which must be finite and not negative",
+        )
         for line in lines
         if not possible(line.price)
     ]

@@ -103,7 +103,8 @@ class DeviceTables:
 
     def explain_absence(self) -> str:
         """Why there is nothing for this machine: which other tables of the device there are, stale ones first, and what differs."""
-        stale, others = [], []
+        stale: list[str] = []
+        others: list[str] = []
         for path in sorted((self.root / self.device.name).glob("*/latency_ms.csv")):
             found = CostTable.load(path).fingerprint
             different = f"{path.parent.name} differs in {'; '.join(differences(found, self.fingerprint))}"

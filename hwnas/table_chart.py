@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 OVERHEAD = "every network"
 """The stage of what a network costs beside its operators."""
 _UNITS = {"latency_ms": ("latency", "ms"), "energy_mj": ("energy", "mJ"), "peak_mb": ("peak memory", "MB")}
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#332288")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Told apart by readers who see no red or no green too (the first seven colours are Okabe and Ito's); the markers differ as well."""
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#332288", "#999933", "#882255")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+"""Told apart by readers who see no red or no green too (most colours are Okabe and Ito's or Tol's); the markers differ as well."""
 _INK, _GRID, _MUTED = "#1f2933", "#e4e7eb", "#52606d"
 
 
@@ -241,9 +241,9 @@ def draw(chart: Chart, path: Path) -> None:
     with mpl.rc_context(style):
         figure = Figure(figsize=(15, sum(heights) + 1.3), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
         FigureCanvasAgg(figure)
-        title = figure.suptitle(chart.title, x=0.01, ha="left", fontsize=15, fontweight="bold")
-        title.set_in_layout(True)
-        top, bottom = figure.subfigures(2, 1, height_ratios=heights)
+        figure.suptitle(chart.title, x=0.01, ha="left", fontsize=15, fontweight="bold")
+        parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+        top, bottom = parts
         top.suptitle(chart.subtitle, x=0.01, ha="left", fontsize=10, color=_MUTED)
         _draw_top(chart, top)
         _draw_bars(chart, columns, bottom)
@@ -294,23 +294,26 @@ def _draw_dots(chart: Chart, axes: Axes) -> None:
         return
     axes.set(xscale="log", yscale="log")
     if chart.unit == "ms":
-        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-        for power in range(-1, 7):
-            giga = 10.0**power
-            x = min(right, high * giga * 1e6)
-            if x > left and low < left / (giga * 1e6) * (right / left) and left / (giga * 1e6) < high and x / (giga * 1e6) > low:
-                axes.plot([left, right], [left / (giga * 1e6), right / (giga * 1e6)], color="#b8c1cc", linewidth=0.8, linestyle=":", zorder=1)
-                axes.annotate(
-                    f"{giga:g} GMAC/s", (x, x / (giga * 1e6)), xytext=(-4, -2), textcoords="offset points", ha="right", va="top", fontsize=7.5,
-                    color=_MUTED, zorder=1,
-                )  # fmt: skip
-        axes.set(xlim=(left, right), ylim=(low, high))
+        _draw_rates(axes)
     if chart.undrawn:
         axes.text(
             0.99, 0.01, f"{chart.undrawn} operators without MACs or price are not drawn", transform=axes.transAxes, ha="right", va="bottom",
             fontsize=8, color=_MUTED,
         )  # fmt: skip
     axes.legend(loc="upper left", frameon=False, fontsize=9)
+
+
+def _draw_rates(axes: Axes) -> None:
+    """Lines of equal multiply-adds per second, labelled where they leave the picture."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    for power in range(-3, 7):
+        per_ms = 10.0**power * 1e6
+        x = min(right, high * per_ms)
+        if x > left and x / per_ms > low:
+            axes.plot([left, x], [left / per_ms, x / per_ms], color="#b8c1cc", linewidth=0.8, linestyle=":", zorder=1)
+            looks: Any = {"xytext": (-4, -2), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 7.5, "color": _MUTED}
+            axes.annotate(f"{10.0**power:g} GMAC/s", (x, x / per_ms), **looks)
+    axes.set(xlim=(left, right), ylim=(low, high))
 
 
 def _draw_network(chart: Chart, network: NetworkTime, axes: Axes) -> None:
@@ -346,7 +349,9 @@ def _patch(colour: str, label: str, **looks: Any) -> Any:
 
 def _draw_bars(chart: Chart, columns: Sequence[Sequence[Bar]], figure: Figure | Any) -> None:
     """One bar an operator with its standard error; what was not measured is hatched."""
-    figure.suptitle(f"{chart.label} of each operator ({chart.unit}; lines: ± one standard error)", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(
+        f"{chart.label} of each operator ({chart.unit}; lines: ± one standard error)", x=0.01, ha="left", fontsize=11, fontweight="bold"
+    )
     high = max((bar.price + (0 if math.isnan(bar.error) else bar.error) for bar in chart.bars), default=1.0) or 1.0
     length = max(len(column) for column in columns)
     for axes, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):

@@ -26,7 +26,7 @@ from hwnas.doctor import find_table
 from hwnas.errors import ConfigError, TableError
 from hwnas.measure import Progress, Protocol, silent
 from hwnas.op import OpSpec
-from hwnas.profile import TRANSFER_FACT, DeviceTables, profile_operators, source_of, unmeasured
+from hwnas.profile import TRANSFER_FACT, DeviceTables, profile_operators, unmeasured
 from hwnas.space import SearchSpace
 from hwnas.table import CostTable, Row
 
