@@ -237,7 +237,7 @@ def draw(chart: Chart, path: Path) -> None:
     }  # fmt: skip
     columns = _columns(chart.bars)
     rows = max(len(column) for column in columns)
-    heights = (5.6, 0.75 + 0.155 * rows)
+    heights = (5.6, max(1.6, 0.75 + 0.155 * rows))
     with mpl.rc_context(style):
         figure = Figure(figsize=(15, sum(heights) + 1.3), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
         FigureCanvasAgg(figure)
