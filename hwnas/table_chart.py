@@ -170,7 +170,7 @@ def load_chart(name: str, root: Path, space: SearchSpace | None = None, arch: st
     drawn, placed = bars(table), dots(table)
     return Chart(
         device=table.device,
-        title=f"{table.device}: {label} of {len(table.rows)} operators",
+        title=f"{table.device}: {label} of {len(table.rows)} operator{'' if len(table.rows) == 1 else 's'}",
         subtitle=summary(table.fingerprint, date),
         label=label,
         unit=unit,
@@ -290,7 +290,8 @@ def _draw_dots(chart: Chart, axes: Axes) -> None:
                 edgecolors="white", linewidths=0.4, label=kind, zorder=3,
             )  # fmt: skip
     if not chart.dots:
-        axes.text(0.5, 0.5, "no operator here has multiply-adds", transform=axes.transAxes, ha="center", color=_MUTED)
+        axes.text(0.5, 0.5, "no operator here has multiply-adds and a price", transform=axes.transAxes, ha="center", color=_MUTED)
+        axes.set_axis_off()
         return
     axes.set(xscale="log", yscale="log")
     if chart.unit == "ms":
