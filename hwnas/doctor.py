@@ -23,7 +23,7 @@ from hwnas.device import Relation, disagreement, relation
 from hwnas.errors import FingerprintError, HwnasError, SpaceError, TableError
 from hwnas.measure import Progress, Protocol, silent
 from hwnas.op import OpSpec
-from hwnas.profile import DeviceTables, measure_into, source_of
+from hwnas.profile import REFERENCE_FACT, DeviceTables, measure_into, source_of
 from hwnas.quick_onnx import quick_onnx
 from hwnas.space import SearchSpace
 from hwnas.table import CostTable, Fault, NetworkTable, Row
@@ -395,7 +395,7 @@ def _measured_again(
     copy = CostTable(table.device, table.metric, dict(table.fingerprint), facts=dict(table.facts))
     with tempfile.TemporaryDirectory() as folder:
         found = measure_into(copy, patient.here, chosen, protocol=protocol, progress=progress, journal=Path(folder) / "again.journal")
-    then = float(copy.facts["reference ms"])
+    then = float(copy.facts[REFERENCE_FACT])
     patient.reference = {"then_ms": then, "now_ms": found.reference_ms}
     findings = [Finding("bad", (str(op),), {}, f"{op} cannot be measured any more: {reason}") for op, reason in copy.bad.items()]
     if not 1 / limits.machine <= found.reference_ms / then <= limits.machine:

@@ -247,7 +247,7 @@ def measure_into(
     table.add(rows, found.fingerprint)
     for op in operators:
         failed = found.failures.get(f"{op} short") or found.failures.get(f"{op} long")
-        if failed and (op not in table.rows or table.rows[op].source == "modelled"):
+        if failed and unmeasured(table, [op]):
             table.rows.pop(op, None)
             table.bad[op] = failed
     table.facts |= {**_facts(protocol, found), REFERENCE_FACT: f"{level:.6g}"}
