@@ -159,12 +159,32 @@ def differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
     ]
 
 
+Relation = Literal["same", "stale", "other settings", "other machine"]
+
+
+def relation(found: dict[str, str], wanted: dict[str, str]) -> Relation:
+    """How two fingerprints are related; `stale` = the same machine and settings under another version of the runtime or a driver."""
+    different = {key for key in {*found, *wanted} if found.get(key) != wanted.get(key)}
+    if different & {"cpu", "cores", "machine"}:
+        return "other machine"
+    if all(key.endswith("version") for key in different):
+        return "stale" if different else "same"
+    return "other settings"
+
+
+def disagreement(found: dict[str, str], wanted: dict[str, str]) -> str:
+    """What two fingerprints that differ differ in, and what to do, as the end of a sentence about the former."""
+    details = "; ".join(differences(found, wanted))
+    if relation(found, wanted) == "stale":
+        return f"is stale: it was measured on this machine under another runtime version ({details}); measure again with `hwnas profile`"
+    return f"was measured elsewhere ({details}); measure here with `hwnas profile`"
+
+
 def require_same(found: dict[str, str], wanted: dict[str, str], what: str) -> None:
     """Refuses to mix.
 
     Raises:
         FingerprintError: the fingerprints differ; the message says in what.
     """
-    different = differences(found, wanted)
-    if different:
-        raise FingerprintError(f"{what} was measured elsewhere ({'; '.join(different)}); measure here with `hwnas profile`")
+    if differences(found, wanted):
+        raise FingerprintError(f"{what} {disagreement(found, wanted)}")
