@@ -17,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from hwnas.errors import SpaceError
+from hwnas.layers import ChannelShuffle
 
 OPSET = 18
 Rule = Callable[["Graph", Any, str], str]
@@ -30,6 +32,8 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """The shape of every value that a rule has been given or has returned, by its name."""
 
     def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         """Appends a node; the name of its output."""
@@ -110,6 +114,13 @@ def _linear(graph: Graph, layer: nn.Linear, x: str) -> str:
     return graph.add("Gemm", inputs, transB=1)
 
 
+def _channel_shuffle(graph: Graph, layer: ChannelShuffle, x: str) -> str:
+    batch, channels, *size = graph.shapes[x]
+    apart = graph.add("Reshape", [x, graph.constant(np.array([batch, layer.groups, channels // layer.groups, *size]))])
+    dealt = graph.add("Transpose", [apart], perm=[0, 2, 1, 3, 4])
+    return graph.add("Reshape", [dealt, graph.constant(np.array(graph.shapes[x]))])
+
+
 RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
     nn.BatchNorm2d: _batch_norm,
@@ -119,9 +130,22 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.ReLU: lambda graph, layer, x: graph.add("Relu", [x]),
     nn.ReLU6: _relu6,
+    nn.Hardswish: lambda graph, layer, x: graph.add("HardSwish", [x]),
+    nn.Hardsigmoid: lambda graph, layer, x: graph.add("HardSigmoid", [x], alpha=1 / 6, beta=0.5),
+    ChannelShuffle: _channel_shuffle,
     nn.Identity: lambda graph, layer, x: x,
 }
 """How each kind of torch layer is written; a space with a layer of its own adds its rule here."""
+
+FUNCTIONS: dict[Callable[..., Any], str] = {operator.add: "Add", torch.add: "Add", operator.mul: "Mul", torch.mul: "Mul"}
+"""What may be done with two tensors outside a layer."""
+
+
+class _Tracer(fx.Tracer):
+    """Looks into every module but those that have a rule."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
 
 
 def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1) -> bytes:
@@ -130,15 +154,16 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1) -> byt
     It may live on the meta device, which is quicker.
 
     Raises:
-        SpaceError: the module holds a layer that `RULES` has no rule for, or does something that is neither a layer nor a sum.
+        SpaceError: the module holds a layer that `RULES` has no rule for, or does something that is neither a layer nor a sum or product.
     """
     module.eval()
     device = next((parameter.device for parameter in module.parameters()), torch.device("meta"))
+    whole = nn.Sequential(module)  # a single layer would be looked into
+    traced = fx.GraphModule(whole, _Tracer().trace(whole))
     with torch.no_grad():
-        out_shape = list(module(torch.zeros(batch, *shape, device=device)).shape)
+        out_shape = list(ShapeProp(traced).propagate(torch.zeros(batch, *shape, device=device)).shape)
     graph = Graph()
     names: dict[fx.Node, str] = {}
-    traced = fx.symbolic_trace(nn.Sequential(module))  # a single layer would be looked into
     layers = dict(traced.named_modules())
     output = ""
     for node in traced.graph.nodes:
@@ -149,12 +174,14 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1) -> byt
             if type(layer) not in RULES:
                 raise SpaceError(f"quick_onnx.RULES has no rule for {type(layer).__name__}; add one beside the operator's builder")
             names[node] = RULES[type(layer)](graph, layer, names[node.args[0]])
-        elif node.op == "call_function" and node.target in (operator.add, torch.add):
-            names[node] = graph.add("Add", [names[node.args[0]], names[node.args[1]]])
+        elif node.op == "call_function" and node.target in FUNCTIONS and all(argument in names for argument in node.args):
+            names[node] = graph.add(FUNCTIONS[node.target], [names[argument] for argument in node.args])
         elif node.op == "output":
             output = names[node.args[0]]
         else:
-            raise SpaceError(f"quick_onnx can write layers and sums, but the module also does {node.format_node()}")
+            raise SpaceError(f"quick_onnx can write layers, sums and products, but the module also does {node.format_node()}")
+        if node in names:
+            graph.shapes[names[node]] = tuple(node.meta["tensor_meta"].shape)
     if output == "input":
         output = graph.add("Identity", ["input"])
     value = helper.make_tensor_value_info
