@@ -84,14 +84,15 @@ class Residual(nn.Module):
 
 
 class ChannelShuffle(nn.Module):
-    """Deals the channels of `groups` groups out in turn, so that a convolution in groups sees all of them (ShuffleNet, arXiv 1707.01083)."""
+    """Deals the channels of the groups out in turn, so that the next convolution in groups sees all of them (arXiv 1707.01083)."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+        out: Tensor = torch.unflatten(x, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+        return out
 
 
 @operator("identity")

@@ -1,8 +1,9 @@
 """FBNet: 22 layers with nine operators each (arXiv 1812.03443), in the shapes of HW-NAS-Bench (arXiv 2103.10584) for CIFAR by default.
 
-An operator is kernel 3 or 5 with expansion 1 (also with its 1x1 convolutions in two groups and the channels shuffled between them), 3 or 6, or
-`skip`. A skip that must change the shape is a 1x1 convolution with BatchNorm and ReLU, as in HW-NAS-Bench; elsewhere it costs nothing.
-The first 1x1 convolution stands at expansion 1 too. ImageNet: `input_size=224 classes=1000 stem_stride=2 strides=[1,2,2,2,1,2,1] head_width=1984`.
+An operator is kernel 3 or 5 with expansion 1 (also with its 1x1 convolutions in two groups and the channels shuffled between them), 3
+or 6, or `skip`. A skip that must change the shape is a 1x1 convolution with BatchNorm and ReLU, as in HW-NAS-Bench; elsewhere it is the
+identity. The first 1x1 convolution stands at expansion 1 too. For ImageNet's shapes:
+`input_size=224 classes=1000 stem_stride=2 strides=[1,2,2,2,1,2,1] head_width=1984`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Once-for-all's MobileNetV3 (arXiv 1908.09791): kernel 3, 5, 7 and expansion 3, 4, 6 of every block, depth 2, 3, 4 of five stages.
 
-Blocks stand in a row and the depth decides from which of them a stage's output is taken, so those behind are dead and block 2 is the same site
-(the same weights) at every depth. Resolution is the option `input_size` and no decision: sites at another size would be other sites, with
-weights of their own, which is what once-for-all does not want; search one resolution after the other.
+Blocks stand in a row and the depth decides from which of them a stage's output is taken, so those behind it are dead and block 2 is
+the same site (the same weights) at every depth. Resolution is the option `input_size` and no decision: sites at another size would be
+other sites, with weights of their own, which is what once-for-all does not want; search one resolution after the other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class SqueezeExcite(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
+        out: Tensor = x * self.gate(x)
+        return out
 
 
 def _mbconv(op: OpSpec, activation: type[nn.Module], squeeze: bool) -> nn.Module:
