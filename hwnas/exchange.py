@@ -132,12 +132,13 @@ class LayerYAML(Keyed):
     def _entry(self, key: str, values: Any) -> Entry:
         if not isinstance(values, dict) or "mean" not in values:
             raise TableError(f"gives no mean for {key!r}; the file may be cut off: get it again")
-        count = int(number(values.get("count", 0), f"count of {key}"))
-        spread = number(values.get(self.spread, 0.0), f"{self.spread} of {key}")
+        count, spread = (number(values.get(name, 0), f"{name} of {key}") for name in ("count", self.spread))
+        if not (0 <= count < math.inf and 0 <= spread < math.inf):
+            raise TableError(f"gives {key!r} a count or {self.spread} that is negative or not finite; mend or delete that entry")
         deviation = spread**0.5 if self.spread == "var" else spread
         error = number(values["error"], f"error of {key}") if "error" in values else deviation / max(count, 1) ** 0.5
         p50, p90 = (number(values[name], f"{name} of {key}") if name in values else math.nan for name in ("p50", "p90"))
-        return Entry(number(values["mean"], key), error, p50, p90, count)
+        return Entry(number(values["mean"], key), error, p50, p90, int(count))
 
     def write(self, table: CostTable, space: SearchSpace | None) -> tuple[str, list[OpSpec]]:
         """Every operator that has a key, by key."""
@@ -177,7 +178,7 @@ class Positional(Form):
         numbers = {int(key.split()[1]) for key in entries}
         if numbers != set(range(1, len(layers) + 1)):
             raise TableError(
-                f"holds {len(numbers)} layers, but {space.name} with these options has {len(layers)}; choose the table's space"
+                f"holds {len(numbers)} layers, but {space.name} has {len(layers)} with these options; choose the table's space"
             )
         found: dict[OpSpec, list[Recipe]] = {op: [{}] for op in space.operators() if op.kind in self.free}
         for layer, operators in enumerate(layers.values(), 1):
