@@ -126,19 +126,24 @@ class LayerYAML(Keyed):
     def read(self, text: str, metric: str) -> dict[str, Entry]:
         """The entries of a YAML mapping."""
         found = parse_yaml(text)
+        if not text.endswith("\n"):
+            raise TableError("ends in the middle of a line, so it may be cut off: get it again")
+        if not text.endswith("\n"):
+            raise TableError("ends in the middle of a line, so it may be cut off: get it again")
         self.check_keys(found)
         return {key: self._entry(key, values) for key, values in found.items()}
 
     def _entry(self, key: str, values: Any) -> Entry:
-        if not isinstance(values, dict) or "mean" not in values:
-            raise TableError(f"gives no mean for {key!r}; the file may be cut off: get it again")
-        count, spread = (number(values.get(name, 0), f"{name} of {key}") for name in ("count", self.spread))
+        needed = ("mean", "count", self.spread)
+        if lacking := [name for name in needed if not isinstance(values, dict) or name not in values]:
+            raise TableError(f"gives no {lacking[0]} for {key!r}; the file may be cut off: get it again")
+        mean, count, spread = (number(values[name], f"{name} of {key}") for name in needed)
         if not (0 <= count < math.inf and 0 <= spread < math.inf):
             raise TableError(f"gives {key!r} a count or {self.spread} that is negative or not finite; mend or delete that entry")
         deviation = spread**0.5 if self.spread == "var" else spread
         error = number(values["error"], f"error of {key}") if "error" in values else deviation / max(count, 1) ** 0.5
         p50, p90 = (number(values[name], f"{name} of {key}") if name in values else math.nan for name in ("p50", "p90"))
-        return Entry(number(values["mean"], key), error, p50, p90, int(count))
+        return Entry(mean, error, p50, p90, int(count))
 
     def write(self, table: CostTable, space: SearchSpace | None) -> tuple[str, list[OpSpec]]:
         """Every operator that has a key, by key."""
@@ -276,7 +281,7 @@ def import_table(
         )
     missing = [op for op in operators if op not in rows]
     if fixed_as_zero and space is not None:
-        searched = {site.op for site in space.sites if site.when}
+        searched = {site.op for site in space.sites if any(len(space.slots[slot].choices) > 1 for slot, _ in site.when)}
         fixed = [op for op in missing if op not in searched]
         rows |= {op: Row(0.0, source="imported") for op in fixed}
         facts |= {"priced 0": f"not in the file and in every network: {', '.join(map(str, fixed))}"} if fixed else {}

@@ -50,9 +50,9 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 def file(tmp_path: Path) -> Path:
     """A table of one block, in ProxylessNAS's form."""
     path = tmp_path / "pixel.yaml"
-    path.write_text(
-        yaml.safe_dump({KEY: {"mean": 2.0, "count": 4, "var": 1.0}, KEY.replace("8x8x8", "9x9x8"): {"mean": 1.0}}), encoding="utf-8"
-    )
+    other = KEY.replace("8x8x8", "9x9x8")
+    content = {KEY: {"mean": 2.0, "count": 4, "var": 1.0}, other: {"mean": 1.0, "count": 1, "var": 0.0}}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 
 
@@ -112,7 +112,12 @@ def test_forms_are_listed(called: Called) -> None:
 
 def cut(file: Path) -> None:
     content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
+    file.write_bytes(content[: 2 * len(content) // 3])  # half of it is the first of two equally long entries
+
+
+def holds(content: str) -> Callable[[Path], object]:
+    """Damage: the file has this content."""
+    return lambda file: file.write_text(content + "\n", encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -132,14 +137,15 @@ def cut(file: Path) -> None:
         (None, ["--out", "pixel.yaml"], ["pixel.yaml", "there already"]),
         (None, ["--out", "/proc/hwnas/table.csv"], ["/proc/hwnas/table.csv"]),
         (cut, [], ["pixel.yaml", "get it again"]),
-        (lambda file: file.write_text(f"{KEY}: {{mean: -1}}", encoding="utf-8"), [], ["gives -1", KEY]),
-        (lambda file: file.write_text(f"{KEY}: {{mean: .inf}}", encoding="utf-8"), [], ["gives inf", KEY]),
-        (lambda file: file.write_text(f"{KEY}: {{mean: 1, var: -1}}", encoding="utf-8"), [], ["var", KEY]),
-        (lambda file: file.write_text(f"{KEY}: {{mean: 1, count: .nan}}", encoding="utf-8"), [], ["count", KEY]),
-        (lambda file: file.write_text(f"{KEY}: {{mean: fast}}", encoding="utf-8"), [], ["'fast'", KEY]),
-        (lambda file: file.write_text(f"{KEY}: {{men: 1}}", encoding="utf-8"), [], ["no mean", KEY]),
-        (lambda file: file.write_text("expanded_con-input: {mean: 1}", encoding="utf-8"), [], ["'expanded_con-input'", "none of this form"]),
-        (lambda file: file.write_text("a: [", encoding="utf-8"), [], ["not valid YAML at line"]),
+        (holds(f"{KEY}: {{mean: -1, count: 1, var: 1}}"), [], ["gives -1", KEY]),
+        (holds(f"{KEY}: {{mean: .inf, count: 1, var: 1}}"), [], ["gives inf", KEY]),
+        (holds(f"{KEY}: {{mean: 1, count: 1, var: -1}}"), [], ["var", "negative", KEY]),
+        (holds(f"{KEY}: {{mean: 1, count: .nan, var: 1}}"), [], ["count", KEY]),
+        (holds(f"{KEY}: {{mean: fast, count: 1, var: 1}}"), [], ["'fast'", KEY]),
+        (holds(f"{KEY}: {{men: 1, count: 1, var: 1}}"), [], ["no mean", KEY]),
+        (holds(f"{KEY}: {{mean: 1, count: 1}}"), [], ["no var", KEY]),
+        (holds("expanded_con-input: {mean: 1}"), [], ["'expanded_con-input'", "none of this form"]),
+        (holds("a: ["), [], ["not valid YAML at line"]),
         (lambda file: file.unlink(), [], ["cannot read", "pixel.yaml"]),
     ],
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """ProxylessNAS's latency tables (arXiv 1812.00332), YAML: layer keys with HxWxC shapes and expansion ratios -> mean (ms), count, var.
 
-The space of its Pixel 1 table is `mobilenet_v2` with one width a stage; the README's section on tables has the options.
+The space of its Pixel 1 table is `mobilenet_v2` with one width a stage; `docs/tables.md` has the options.
 """
 
 from __future__ import annotations

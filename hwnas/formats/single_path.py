@@ -17,7 +17,7 @@ _CHOICES = {"0": (3, 3), "1": (3, 6), "2": (5, 3), "3": (5, 6)}  # kernel, expan
 
 
 class SinglePath(Positional):
-    """The space is `mobilenet_v2` with one width a stage; the README's section on tables has the options."""
+    """The space is `mobilenet_v2` with one width a stage; `docs/tables.md` has the options."""
 
     blocks: ClassVar[frozenset[str]] = frozenset({"mbconv"})
     free: ClassVar[frozenset[str]] = frozenset({"identity"})

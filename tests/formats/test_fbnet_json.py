@@ -37,8 +37,9 @@ def test_skips_that_change_the_shape_are_not_in_it(test_data: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[null, [1, 2, 3]]", "searched layer 1 has 3"), ("[1]", "searched layer 1 has int"), ("[[1,2,3,4,5,6,7,-8]]", "gives -0.008 for 'layer 1 k5_e6'"),
-        ('[[1,2,3,4,5,6,7,"8"]]', "gives '8' for 'layer 1 k5_e6'"), ("[[1,2,3,4,5,6,7,8]]", "holds 1 layers"), ("[[1,2", "not valid JSON at line 1"),
+        ("[null, [1, 2, 3]]", "searched layer 1 has 3"), ("[1]", "searched layer 1 has int"), ("[[1,2", "not valid JSON at line 1"),
+        ("[[1,2,3,4,5,6,7,-8]]", "gives -0.008 for 'layer 1 k5_e6'"), ("[[1,2,3,4,5,6,7,8]]", "holds 1 layers"),
+        ('[[1,2,3,4,5,6,7,"8"]]', "gives '8' for 'layer 1 k5_e6'"),
     ],
 )  # fmt: skip
 def test_damaged_files(content: str, says: str, tmp_path: Path) -> None:

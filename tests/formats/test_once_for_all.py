@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from hwnas.cost import CostModel
+from hwnas.errors import TableError
 from hwnas.exchange import import_table
 from hwnas.space import SearchSpace, load_space
 
@@ -71,6 +72,19 @@ def test_standard_errors_are_of_the_mean(test_data: Path) -> None:
     (stem,) = (row for op, row in table.rows.items() if op.kernel == 3 and op.kind == "conv_bn_hswish")
     assert (stem.price, stem.n) == (0.994418, 500)
     assert stem.error == pytest.approx(0.01726798413249215 / 500**0.5)
+
+
+def test_a_file_cut_off_anywhere_is_refused_or_lacks_operators(test_data: Path, tmp_path: Path) -> None:
+    text = (test_data / "luts/ofa_note10_224.yaml").read_text(encoding="utf-8")
+    space = load_space("ofa_mobilenet_v3", {"width": 1.2})
+    refused = 0
+    for at in range(7, len(text), len(text) // 12):
+        (tmp_path / "table.yaml").write_text(text[:at], encoding="utf-8")
+        try:
+            assert import_table("once_for_all", [tmp_path / "table.yaml"], "Note10", space).missing
+        except TableError:
+            refused += 1
+    assert refused >= 10
 
 
 def test_a_table_of_another_resolution_says_what_it_lacks(test_data: Path) -> None:

@@ -17,9 +17,9 @@ from hwnas.space import load_space
 SPACE: dict[str, Any] = {
     "input_size": 224, "classes": 1000, "stem_width": 32, "stem_stride": 2, "head_width": 1280,
     "stages": [
-        {"widths": [16], "depth": 1, "expansions": [1]}, {"widths": [24], "depth": 4, "stride": 2}, {"widths": [40], "depth": 4, "stride": 2},
-        {"widths": [80], "depth": 4, "stride": 2}, {"widths": [96], "depth": 4}, {"widths": [192], "depth": 4, "stride": 2},
-        {"widths": [320], "depth": 1},
+        {"widths": [16], "depth": 1, "expansions": [1]}, {"widths": [24], "depth": 4, "stride": 2},
+        {"widths": [40], "depth": 4, "stride": 2}, {"widths": [80], "depth": 4, "stride": 2}, {"widths": [96], "depth": 4},
+        {"widths": [192], "depth": 4, "stride": 2}, {"widths": [320], "depth": 1},
     ],
 }  # fmt: skip
 
