@@ -274,6 +274,8 @@ def import_table(
             f"none of the {len(entries)} entries of {paths[0]}, e.g. {next(iter(entries))!r}, is an operator of {what} with these options; "
             "choose the space and the image size that the table is of"
         )
+    if free := [str(op) for op in rows if not any(recipes[op])]:
+        facts["free"] = f"not in the file and of no cost in this form's sums: {', '.join(sorted(free))}"
     if apart:
         ratio = max(apart.values())
         facts["places"] = (
@@ -327,8 +329,9 @@ def _check(entries: Mapping[str, Entry]) -> None:
     for key, entry in entries.items():
         if not (math.isfinite(entry.value) and entry.value >= 0):
             raise TableError(f"gives {entry.value:g} for {key!r}, which is no price; mend or delete that entry")
-        if not (math.isfinite(entry.error) and entry.error >= 0 and entry.n >= 0):
-            raise TableError(f"gives {key!r} a spread or count that is negative or not finite; mend or delete that entry")
+        more = [entry.error, *(value for value in (entry.p50, entry.p90) if not math.isnan(value))]
+        if not all(math.isfinite(value) and value >= 0 for value in more) or entry.n < 0:
+            raise TableError(f"gives {key!r} a spread, percentile or count that is negative or not finite; mend or delete that entry")
 
 
 def export_table(

@@ -70,9 +70,9 @@ class CostTable:
         if op in self.bad:
             raise MissingPriceError(f"{op} could not be measured on {self.device}: {self.bad[op]}; choose a space without it")
         if op not in self.rows:
-            raise MissingPriceError(
-                f"the {self.metric} table of {self.device} has no row for {op}; measure it with `hwnas profile {self.device} CONFIG`"
-            )
+            imported = self.fingerprint.get("source") == "imported"
+            advice = "import one of its space" if imported else f"measure it with `hwnas profile {self.device} CONFIG`"
+            raise MissingPriceError(f"the {self.metric} table of {self.device} has no row for {op}; {advice}")
         return self.rows[op].price
 
     def missing(self, operators: Iterable[OpSpec]) -> list[OpSpec]:

@@ -13,7 +13,7 @@ import yaml
 
 from hwnas import cli, plugins
 from hwnas.cost import CostModel
-from hwnas.errors import FingerprintError
+from hwnas.errors import FingerprintError, MissingPriceError
 from hwnas.op import OpSpec
 from hwnas.space import load_space
 from hwnas.table import CostTable, Row
@@ -73,6 +73,8 @@ def test_what_was_imported_and_what_was_not(called: Called, file: Path) -> None:
         "source": "imported", "device": "Pixel 9", "format": "proxylessnas", "file": "pixel.yaml", "sha256": table.fingerprint["sha256"],
     }  # fmt: skip
     assert len(table.fingerprint["sha256"]) == 64
+    with pytest.raises(MissingPriceError, match="no row for identity:8-8:8x8; import one of its space"):
+        table.price(OpSpec("identity", 8, 8, 8, 8))
     with pytest.raises(FingerprintError, match="imported"):
         table.add({BLOCK: Row(1.0)}, {"cpu": "here"})
 

@@ -43,7 +43,7 @@ def test_what_is_no_table_is_refused(name: str, content: str, tmp_path: Path) ->
     path = tmp_path / "table.txt"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(TableError) as refused:
-        import_table(name, [path], "somewhere", load_space("fbnet"), options=OPTIONS.get(name))
+        import_table(name, [path], "somewhere", SPACES["plain_csv"], options=OPTIONS.get(name))
     assert "table.txt" in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -51,7 +51,7 @@ def test_an_image_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "table.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
     with pytest.raises(TableError, match="is not text"):
-        import_table(name, [path], "somewhere", load_space("fbnet"), options=OPTIONS.get(name))
+        import_table(name, [path], "somewhere", SPACES["plain_csv"], options=OPTIONS.get(name))
 
 
 def same(found: Row, wanted: Row) -> bool:

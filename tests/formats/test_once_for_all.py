@@ -51,6 +51,7 @@ def test_the_table_is_the_space_and_sums_are_the_projects(test_data: Path, size:
     found = import_table("once_for_all", [path], "Note10", space)
     assert (found.missing, found.unused) == ([], [])
     assert sum(op.kind != "identity" for op in found.table.rows) == 96
+    assert "identity:32-32" in found.table.facts["free"]
     means = yaml.safe_load(path.read_text(encoding="utf-8"))
     model = CostModel(space, found.table.price)
     archs = [space.random(rng) for _ in range(50)]
