@@ -183,7 +183,8 @@ class Positional(Form):
         numbers = {int(key.split()[1]) for key in entries}
         if numbers != set(range(1, len(layers) + 1)):
             raise TableError(
-                f"holds {len(numbers)} layers, but {space.name} has {len(layers)} with these options; choose the table's space"
+                f"holds {len(numbers)} layers ({min(numbers)} to {max(numbers)}), but {space.name} has {len(layers)} with these options; "
+                "choose the table's space"
             )
         found: dict[OpSpec, list[Recipe]] = {op: [{}] for op in space.operators() if op.kind in self.free}
         for layer, operators in enumerate(layers.values(), 1):
@@ -240,19 +241,11 @@ def import_table(
     form = load_form(name, dict(options or {}))
     if metric not in form.metrics:
         raise TableError(f"files of the form {name} hold {' and '.join(form.metrics)}, but the metric asked for is {metric!r}")
-    texts = [_read(path) for path in paths]
-    entries: dict[str, Entry] = {}
-    for path, text in zip(paths, texts, strict=True):
-        try:
-            found = form.read(text, metric)
-            _check(found)
-            if twice := sorted(entries.keys() & found.keys()):
-                raise TableError(f"gives {twice[0]!r} a second time; import the files one by one")
-        except TableError as error:
-            raise TableError(f"{path} {error}") from None
-        entries |= found
-    fingerprint = {"source": "imported", "device": device, "format": name, "file": ", ".join(path.name for path in paths)}
-    fingerprint |= {"sha256": ", ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)}
+    device = " ".join(device.split())
+    if not device:
+        raise TableError("the device of an imported table has no name; say with --device what the numbers were measured on")
+    entries = _entries(form, paths, metric)
+    fingerprint = {"source": "imported", "device": device, "format": name, **_origin(paths)}
     fingerprint |= {f"option {key}": json.dumps(value) for key, value in sorted((options or {}).items())}
     facts = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
     if space is None:
@@ -289,6 +282,28 @@ def import_table(
         facts |= {"priced 0": f"not in the file and in every network: {', '.join(map(str, fixed))}"} if fixed else {}
         missing = [op for op in missing if op in searched]
     return Imported(CostTable(device, metric, fingerprint, rows, facts), missing, sorted(entries.keys() - used))
+
+
+def _entries(form: Form, paths: Sequence[Path], metric: str) -> dict[str, Entry]:
+    """What the files hold together."""
+    entries: dict[str, Entry] = {}
+    for path in paths:
+        text = _read(path)
+        try:
+            found = form.read(text, metric)
+            _check(found)
+            if twice := sorted(entries.keys() & found.keys()):
+                raise TableError(f"gives {twice[0]!r} a second time; import the files one by one")
+        except TableError as error:
+            raise TableError(f"{path} {error}") from None
+        entries |= found
+    return entries
+
+
+def _origin(paths: Sequence[Path]) -> dict[str, str]:
+    """Name and SHA-256 of the files."""
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    return {"file": ", ".join(" ".join(path.name.split()) for path in paths), "sha256": ", ".join(digests)}
 
 
 def _rows(

@@ -163,6 +163,13 @@ def test_what_is_refused_writes_nothing(
     assert {path: path.read_bytes() for path in Path().iterdir()} == before
 
 
+def test_a_device_is_named(called: Called, file: Path) -> None:
+    code, _, err = called(*importing(file, "--space", SPACE, "--device", " "))
+    assert code == 2 and "--device" in err and not Path("table.csv").exists()
+    assert called(*importing(file, "--space", SPACE, "--device", "two\nlines"))[0] == 0
+    assert CostTable.load(Path("table.csv")).device == "two lines"
+
+
 def test_a_space_is_needed(called: Called, file: Path) -> None:
     code, _, err = called(*importing(file))
     assert code == 2 and "--space" in err

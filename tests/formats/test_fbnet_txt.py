@@ -41,7 +41,7 @@ def test_damaged_files(test_data: Path, tmp_path: Path) -> None:
     lines = text.splitlines(keepends=True)
     damaged = {
         "must have 9 numbers in a line": text[: len(text) // 2],
-        "holds 21 layers, but fbnet has 22": "".join(lines[:-1]),
+        "holds 21 layers .1 to 21., but fbnet has 22": "".join(lines[:-1]),
         "gives -3.02": text.replace("3028.797898441553", "-3028.797898441553"),
         "'fast' at layer 1, ir_k3_s2": text.replace("3028.797898441553", "fast"),
         "gives nan": text.replace("3028.797898441553", "nan"),
