@@ -17,7 +17,9 @@ from hwnas import __version__
 from hwnas.errors import ConfigError, HwnasError
 
 if TYPE_CHECKING:
+    from hwnas.config import Named
     from hwnas.run import Run
+    from hwnas.space import SearchSpace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=(
     "Hardware-aware neural architecture search: measure a device, search, and get a Pareto front of trained models as ONNX, "
@@ -305,6 +307,105 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@table_app.command(name="formats")
+def table_formats(as_json: Json = False) -> None:
+    """List the forms of other projects' tables that can be imported."""
+    _plugins("formats", as_json)
+
+
+FormatOption = Annotated[
+    str, typer.Option("--format", help="A name from `hwnas table formats`, options as in '{name: hw_nas_bench, column: raspi4}'.")
+]
+SpaceOption = Annotated[
+    str | None, typer.Option("--space", help="The space whose operators are priced, options as in '{name: fbnet, input_size: 224}'.")
+]
+
+
+@table_app.command(name="import")
+def table_import(
+    files: Annotated[list[Path], typer.Argument(help="The file; several where a form keeps one table in several files.")],
+    format_: FormatOption,
+    device: Annotated[str, typer.Option(help="What the numbers were measured on, in your words.")],
+    out: Annotated[Path, typer.Option(help="The table to write, a CSV file that is not there yet.")],
+    space: SpaceOption = None,
+    metric: Annotated[str, typer.Option(help="latency_ms or energy_mj, where the form has both.")] = "latency_ms",
+    fixed_as_zero: Annotated[
+        bool,
+        typer.Option("--fixed-as-zero", help="Price operators of every network that the file lacks (a stem, a head) at 0, and say so."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a table of another project's: rows marked `imported`, the file as fingerprint, never mixed with what is measured here."""
+    from hwnas.exchange import import_table
+
+    _not_there_yet(out)
+    named = _named(format_, "--format")
+    found = import_table(
+        named.name, files, device, _space(space), options=named.options, metric=metric, fixed_as_zero=fixed_as_zero
+    )  # fmt: skip
+    found.table.save(out)
+    missing = [str(op) for op in found.missing]
+    if as_json:
+        summary = {"table": str(out), "rows": len(found.table.rows), "missing": missing, "unused": found.unused, "facts": found.table.facts}
+        typer.echo(json.dumps(summary, indent=1))
+        return
+    typer.echo(f"{out}: {len(found.table.rows)} rows")
+    for what, names in (("operators of the space that the file lacks", missing), ("keys that the space lacks", found.unused)):
+        typer.echo(f"{what}: {len(names)}" + "".join(f"\n  {name}" for name in names))
+    for key, value in found.table.facts.items():
+        typer.echo(f"{key}: {value}")
+
+
+@table_app.command(name="export")
+def table_export(
+    table: Annotated[Path, typer.Argument(help="A table's CSV file, e.g. latency_tables/<device>/<fingerprint>/latency_ms.csv.")],
+    format_: FormatOption,
+    out: Annotated[Path, typer.Option(help="The file to write, one that is not there yet.")],
+    space: SpaceOption = None,
+    as_json: Json = False,
+) -> None:
+    """Write a table in another project's form; operators that the form has no place for are listed."""
+    from hwnas.exchange import export_table
+    from hwnas.table import CostTable
+
+    _not_there_yet(out)
+    named = _named(format_, "--format")
+    loaded = CostTable.load(table)
+    left_out = [str(op) for op in export_table(named.name, loaded, out, _space(space), options=named.options)]
+    if as_json:
+        typer.echo(json.dumps({"file": str(out), "written": len(loaded.rows) - len(left_out), "left_out": left_out}, indent=1))
+        return
+    typer.echo(f"{out}: {len(loaded.rows) - len(left_out)} operators")
+    typer.echo(f"operators without a place in that form: {len(left_out)}" + "".join(f"\n  {name}" for name in left_out))
+
+
+def _named(text: str, option: str) -> Named:
+    """A name, or a name with options as a YAML mapping."""
+    import yaml
+
+    from hwnas.config import Named
+
+    try:
+        given = yaml.safe_load(text)
+        return Named.model_validate(given if isinstance(given, dict) else {"name": text})
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"{option} must be a name or '{{name: ..., option: ...}}', but got {text!r}") from None
+
+
+def _space(text: str | None) -> SearchSpace | None:
+    from hwnas.space import load_space
+
+    if text is None:
+        return None
+    named = _named(text, "--space")
+    return load_space(named.name, named.options)
+
+
+def _not_there_yet(out: Path) -> None:
+    if out.exists():
+        raise ConfigError(f"{out} is there already; give --out another name or delete it")
 
 
 def _checks(

@@ -83,6 +83,22 @@ class Residual(nn.Module):
         return out
 
 
+class ChannelShuffle(nn.Module):
+    """Deals the channels of the groups out in turn, so that the next convolution in groups sees all of them (arXiv 1707.01083).
+
+    `shape` is (channels, height, width), which some runtimes want to be told.
+    """
+
+    def __init__(self, groups: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.groups = groups
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.unflatten(x, 1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+        return out
+
+
 @operator("identity")
 def identity(op: OpSpec) -> nn.Module:
     """Hands its input on; no node of an exported graph."""
@@ -174,6 +190,8 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
             nn.init.normal_(layer.weight, 0.0, (2.0 / fan_out) ** 0.5, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, 0.0, 0.01, generator=generator)
             nn.init.zeros_(layer.bias)

@@ -18,7 +18,7 @@ from typing import Any
 
 from hwnas.errors import ConfigError, PluginError, nearest
 
-KINDS = ("spaces", "backends", "searchers", "exporters")
+KINDS = ("spaces", "backends", "searchers", "exporters", "formats")
 ROOT = Path(__file__).parent
 
 

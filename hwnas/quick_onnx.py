@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from torch import fx, nn
 
 from hwnas.errors import SpaceError
+from hwnas.layers import ChannelShuffle
 
 OPSET = 18
 Rule = Callable[["Graph", Any, str], str]
@@ -110,6 +111,13 @@ def _linear(graph: Graph, layer: nn.Linear, x: str) -> str:
     return graph.add("Gemm", inputs, transB=1)
 
 
+def _channel_shuffle(graph: Graph, layer: ChannelShuffle, x: str) -> str:
+    channels, *size = layer.shape
+    apart = graph.add("Reshape", [x, graph.constant(np.array([0, layer.groups, channels // layer.groups, *size]))])
+    dealt = graph.add("Transpose", [apart], perm=[0, 2, 1, 3, 4])
+    return graph.add("Reshape", [dealt, graph.constant(np.array([0, *layer.shape]))])
+
+
 RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
     nn.BatchNorm2d: _batch_norm,
@@ -119,9 +127,22 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.ReLU: lambda graph, layer, x: graph.add("Relu", [x]),
     nn.ReLU6: _relu6,
+    nn.Hardswish: lambda graph, layer, x: graph.add("HardSwish", [x]),
+    nn.Hardsigmoid: lambda graph, layer, x: graph.add("HardSigmoid", [x], alpha=1 / 6, beta=0.5),
+    ChannelShuffle: _channel_shuffle,
     nn.Identity: lambda graph, layer, x: x,
 }
 """How each kind of torch layer is written; a space with a layer of its own adds its rule here."""
+
+FUNCTIONS: dict[Callable[..., Any], str] = {operator.add: "Add", torch.add: "Add", operator.mul: "Mul", torch.mul: "Mul"}
+"""What may be done with two tensors outside a layer."""
+
+
+class _Tracer(fx.Tracer):
+    """Looks into every module but those that have a rule."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in RULES or super().is_leaf_module(m, module_qualified_name)
 
 
 def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_shape: tuple[int, ...] | None = None) -> bytes:
@@ -130,16 +151,17 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
     It may live on the meta device. Without `out_shape` it runs once to find out, which takes longer than all the rest.
 
     Raises:
-        SpaceError: the module holds a layer that `RULES` has no rule for, or does something that is neither a layer nor a sum.
+        SpaceError: the module holds a layer that `RULES` has no rule for, or does something that is neither a layer nor a sum or product.
     """
     module.eval()
     if out_shape is None:
         device = next((parameter.device for parameter in module.parameters()), torch.device("meta"))
         with torch.no_grad():
             out_shape = tuple(module(torch.zeros(batch, *shape, device=device)).shape[1:])
+    whole = nn.Sequential(module)  # a single layer would be looked into
+    traced = fx.GraphModule(whole, _Tracer().trace(whole))
     graph = Graph()
     names: dict[fx.Node, str] = {}
-    traced = fx.symbolic_trace(nn.Sequential(module))  # a single layer would be looked into
     layers = dict(traced.named_modules())
     output = ""
     for node in traced.graph.nodes:
@@ -150,12 +172,12 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
             if type(layer) not in RULES:
                 raise SpaceError(f"quick_onnx.RULES has no rule for {type(layer).__name__}; add one beside the operator's builder")
             names[node] = RULES[type(layer)](graph, layer, names[node.args[0]])
-        elif node.op == "call_function" and node.target in (operator.add, torch.add):
-            names[node] = graph.add("Add", [names[node.args[0]], names[node.args[1]]])
+        elif node.op == "call_function" and node.target in FUNCTIONS and all(argument in names for argument in node.args):
+            names[node] = graph.add(FUNCTIONS[node.target], [names[argument] for argument in node.args])
         elif node.op == "output":
             output = names[node.args[0]]
         else:
-            raise SpaceError(f"quick_onnx can write layers and sums, but the module also does {node.format_node()}")
+            raise SpaceError(f"quick_onnx can write layers, sums and products, but the module also does {node.format_node()}")
     if output == "input":
         output = graph.add("Identity", ["input"])
     value = helper.make_tensor_value_info

@@ -80,9 +80,9 @@ class CostTable:
         if op in self.bad:
             raise MissingPriceError(f"{op} could not be measured on {self.device}: {self.bad[op]}; choose a space without it")
         if op not in self.rows:
-            raise MissingPriceError(
-                f"the {self.metric} table of {self.device} has no row for {op}; measure it with `hwnas profile {self.device} CONFIG`"
-            )
+            imported = self.fingerprint.get("source") == "imported"
+            advice = "import one of its space" if imported else f"measure it with `hwnas profile {self.device} CONFIG`"
+            raise MissingPriceError(f"the {self.metric} table of {self.device} has no row for {op}; {advice}")
         return self.rows[op].price
 
     def missing(self, operators: Iterable[OpSpec]) -> list[OpSpec]:
@@ -103,7 +103,7 @@ class CostTable:
 
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all, rows sorted by operator."""
-        lines = [[str(op), _text(r.price), _text(r.error), _text(r.p50), _text(r.p90), str(r.n), r.source] for op, r in self.rows.items()]
+        lines = [[str(op), *_numbers(row), str(row.n), row.source] for op, row in self.rows.items()]
         columns = ["op", self.metric, "error", "p50", "p90", "n", "source"]
         header = {"device": self.device, "metric": self.metric}
         bad = {f"bad {op}": reason for op, reason in sorted(self.bad.items())}
@@ -200,6 +200,12 @@ def _check(what: object, row: Row) -> None:
         raise TableError(f"the price of {what} must be finite and not negative, but is {row.price}; measure it again")
 
 
+def _numbers(row: Row) -> list[str]:
+    """Six digits of what is measured; all digits of what is imported, whose sums are compared with published ones."""
+    numbers = (row.price, row.error, row.p50, row.p90)
+    return ["" if math.isnan(value) else repr(value) for value in numbers] if row.source == "imported" else list(map(_text, numbers))
+
+
 def _text(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
@@ -224,15 +230,24 @@ def write_csv(
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(lines)
+    write_text(path, out.getvalue(), "choose another folder with --tables")
+
+
+def write_text(path: Path, text: str, advice: str = "choose another folder") -> None:
+    """The file, whole or not at all.
+
+    Raises:
+        TableError: the folder cannot be written to; `advice` says what to do.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(out.getvalue())
+            file.write(text)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except OSError as error:
-        raise TableError(f"cannot write {path}: {error.strerror}; choose another folder with --tables") from None
+        raise TableError(f"cannot write {path}: {error.strerror}; {advice}") from None
 
 
 def read_csv(path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str], list[str], list[tuple[int, list[str]]]]:

@@ -47,7 +47,7 @@ def unchecked(function: Callable[P, R]) -> Callable[P, R]:
     return without
 
 
-torch.fx.symbolic_trace = unchecked(torch.fx.symbolic_trace)  # it traces with stand-ins that are no tensors
+torch.fx.Tracer.trace = unchecked(torch.fx.Tracer.trace)  # type: ignore[method-assign]  # it traces with stand-ins that are no tensors
 torch.set_num_threads(1)
 settings.register_profile("hwnas", deadline=None, derandomize=True)
 settings.load_profile("hwnas")

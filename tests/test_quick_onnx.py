@@ -65,11 +65,17 @@ def test_a_layer_without_a_rule() -> None:
         quick_onnx(nn.Sequential(nn.GELU()), (3, 4, 4))
 
 
-class Product(nn.Module):
+class Quotient(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x * x
+        return x / x
 
 
-def test_what_is_neither_a_layer_nor_a_sum() -> None:
-    with pytest.raises(SpaceError, match="mul"):
-        quick_onnx(Product(), (3, 4, 4))
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+@pytest.mark.parametrize(("module", "says"), [(Quotient(), "truediv"), (Scaled(), "mul")])
+def test_what_is_neither_a_layer_nor_a_sum(module: nn.Module, says: str) -> None:
+    with pytest.raises(SpaceError, match=says):
+        quick_onnx(module, (3, 4, 4))

@@ -80,9 +80,7 @@ def test_budgets_that_only_exclude_each_other(diamond: SearchSpace, rng: np.rand
     few = CostModel(diamond, lambda op: 1.0)
     many = Inverse(few)
     problem = Problem(diamond, ERROR, {"few": few, "many": many}, {"few": 3.0, "many": 3.0})
-    with pytest.raises(
-        BudgetError, match=r"that keeps all of .*; the nearest \(left=.*\) needs up to few"
-    ):
+    with pytest.raises(BudgetError, match=r"that keeps all of .*; the nearest \(left=.*\) needs up to few"):
         problem.random(rng)
 
 

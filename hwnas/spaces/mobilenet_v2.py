@@ -14,16 +14,19 @@ from hwnas.op import OpSpec
 from hwnas.space import SearchSpace, Site, Slot
 
 Positive = Annotated[int, Field(ge=1)]
+Kernel = Literal[1, 3, 5, 7, 9, 11]
 
 
 class Stage(BaseModel):
-    """One stage: the widths to choose from (channels), its number of blocks, the stride of the first block."""
+    """One stage: the widths to choose from (channels), its number of blocks, the first one's stride, kernels and expansions of its own."""
 
     model_config = ConfigDict(extra="forbid")
 
     widths: Annotated[list[Positive], Field(min_length=1)]
     depth: Positive = 2
     stride: Annotated[int, Field(ge=1, le=2)] = 1
+    kernels: Annotated[list[Kernel], Field(min_length=1)] | None = None
+    expansions: Annotated[list[Positive], Field(min_length=1)] | None = None
 
 
 SMALL_IMAGE_STAGES = (
@@ -53,12 +56,10 @@ class MobileNetV2(SearchSpace):
         stem_width: Positive = 16,
         stem_stride: Annotated[int, Field(ge=1, le=2)] = 1,
         stages: Annotated[list[Stage], Field(min_length=1)] = list(SMALL_IMAGE_STAGES),  # noqa: B006
-        kernels: Annotated[list[Literal[1, 3, 5, 7, 9, 11]], Field(min_length=1)] = [3, 5, 7],  # noqa: B006
+        kernels: Annotated[list[Kernel], Field(min_length=1)] = [3, 5, 7],  # noqa: B006
         expansions: Annotated[list[Positive], Field(min_length=1)] = [3, 6],  # noqa: B006
         head_width: Positive = 256,
     ) -> None:
-        operators = [(kernel, expansion) for kernel in kernels for expansion in expansions]
-        labels = tuple(f"k{kernel}e{expansion}" for kernel, expansion in operators)
         slots: list[Slot] = []
         side = -(-input_size // stem_stride)
         stem = OpSpec("conv_bn_relu", channels, stem_width, input_size, input_size, kernel=3, stride=stem_stride)
@@ -66,6 +67,8 @@ class MobileNetV2(SearchSpace):
         # (node, width, decisions that the node's existence hangs on) of everything the next block may read
         sources: list[tuple[str, int, tuple[tuple[int, int], ...]]] = [(sites[0].output, stem_width, ())]
         for number, stage in enumerate(stages, 1):
+            operators = [(kernel, expansion) for kernel in stage.kernels or kernels for expansion in stage.expansions or expansions]
+            labels = tuple(f"k{kernel}e{expansion}" for kernel, expansion in operators)
             width_slot = len(slots)
             slots.append(Slot(f"s{number}.width", tuple(str(width) for width in stage.widths)))
             for block in range(1, stage.depth + 1):

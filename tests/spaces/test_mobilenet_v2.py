@@ -36,11 +36,19 @@ def test_a_block_between_stages_hangs_on_both_widths() -> None:
     assert all(len(space.active(arch)) == len(space.graph(arch)) for arch in [(0, 0, 0, 0), (1, 2, 1, 5)])
 
 
+def test_a_stage_may_have_kernels_and_expansions_of_its_own() -> None:
+    stages = [{"widths": [8], "depth": 1, "kernels": [3], "expansions": [1]}, {"widths": [16], "depth": 1, "expansions": [2, 4]}]
+    space = load_space("mobilenet_v2", {"stages": stages, "kernels": [3, 5], "expansions": [6]})
+    assert [slot.choices for slot in space.slots if "b" in slot.name] == [("k3e1",), ("k3e2", "k3e4", "k5e2", "k5e4")]
+    assert {op.hidden for op in space.operators() if op.kind == "mbconv" and op.c_in == 8} == {16, 32}
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"stages": []}, {"stages": [{"widths": []}]}, {"stages": [{"widths": [8], "depth": 0}]}, {"stages": [{"widths": [8], "stride": 3}]},
         {"kernels": []}, {"kernels": [0]}, {"expansions": [-1]}, {"input_size": 4}, {"stages": [{"widths": [0]}]}, {"kernels": [4]},
+        {"stages": [{"widths": [8], "kernels": [4]}]}, {"stages": [{"widths": [8], "expansions": []}]},
     ],
 )  # fmt: skip
 def test_options_out_of_range(options: dict[str, object]) -> None:
