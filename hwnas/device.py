@@ -8,14 +8,17 @@ import os
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from hwnas import plugins
-from hwnas.errors import ConfigError, FingerprintError
+from hwnas.errors import ConfigError, DeviceError, FingerprintError
+
+if TYPE_CHECKING:
+    import onnx
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -58,7 +61,7 @@ class TimedExecutable(Executable, Protocol):
     """A compiled model that knows its own times: by the device's clock, from another process, or from a formula."""
 
     def time(self, runs: int) -> NDArray[np.int64]:
-        """How long each of `runs` inferences in a row took, ns."""
+        """How long each of `runs` inferences in a row took, ns; fewer numbers where it knows only means of several."""
 
 
 @runtime_checkable
@@ -72,6 +75,7 @@ class Backend(Protocol):
         """The runtime, its version, and the hardware it runs on, as far as these change timings.
 
         One that computes times instead of taking them says `"source": "modelled"`, and so say the rows of its tables.
+        One whose models do not run on this machine's processor names theirs as `"cpu"`: this machine is then left out.
         """
 
     def compile(self, model: bytes) -> Executable:
@@ -89,6 +93,24 @@ def require_precision(device: Device, known: tuple[Precision, ...]) -> None:
             f"backend {device.backend} of device {device.name or 'without a name'} runs {', '.join(known)}, but its precision is "
             f"{device.precision!r}; change it in the device's YAML"
         )
+
+
+def parsed(model: bytes) -> onnx.ModelProto:
+    """The ONNX model in these bytes, for a backend that reads models itself.
+
+    Raises:
+        DeviceError: they hold none.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        found = onnx.load_from_string(model)
+    except DecodeError:
+        found = onnx.ModelProto()
+    if not found.graph.node:
+        raise DeviceError("the model is no ONNX file, or holds no graph")
+    return found
 
 
 def load_backend(device: Device) -> Backend:
@@ -131,7 +153,8 @@ def device_fingerprint(device: Device, backend: Backend) -> dict[str, str]:
     """All that must be equal for two measurements to mix."""
     settings = {"backend": device.backend, "precision": device.precision, "batch": str(device.batch), "threads": str(device.threads)}
     options = {f"option {key}": json.dumps(value) for key, value in sorted(device.options.items())}
-    return {**host_fingerprint(), **settings, **options, **backend.fingerprint()}
+    said = backend.fingerprint()
+    return {**({} if "cpu" in said else host_fingerprint()), **settings, **options, **said}
 
 
 def digest(fingerprint: dict[str, str]) -> str:

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import weakref
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import platformdirs
@@ -46,6 +46,7 @@ rm -rf "$folder"
 """A shell's script that ends the browser and removes its profile when its standard input closes: when the worker is gone, however."""
 
 
+@runtime_checkable
 class Host(Protocol):
     """Where the engine runs."""
 

@@ -17,7 +17,12 @@ QUICK = Protocol(rounds=2, most_rounds=2, visit_ms=0.2, fewest_runs=2, most_runs
 
 @pytest.fixture(params=USABLE)
 def device(request: pytest.FixtureRequest) -> Device:
-    return Device(name="under test", backend=request.param)
+    """A device of every backend, with the options of its class's `example`; one that says why it is `unusable()` here is skipped."""
+    backend = plugins.load("backends", request.param)
+    reason = backend.unusable() if hasattr(backend, "unusable") else None
+    if reason:
+        pytest.skip(reason)
+    return Device(name="under test", backend=request.param, options=getattr(backend, "example", {}))
 
 
 def test_every_listed_backend_says_what_it_is() -> None:
