@@ -8,17 +8,14 @@ import os
 import platform
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from hwnas import plugins
-from hwnas.errors import ConfigError, DeviceError, FingerprintError
-
-if TYPE_CHECKING:
-    import onnx
+from hwnas.errors import ConfigError, FingerprintError
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -93,24 +90,6 @@ def require_precision(device: Device, known: tuple[Precision, ...]) -> None:
             f"backend {device.backend} of device {device.name or 'without a name'} runs {', '.join(known)}, but its precision is "
             f"{device.precision!r}; change it in the device's YAML"
         )
-
-
-def parsed(model: bytes) -> onnx.ModelProto:
-    """The ONNX model in these bytes, for a backend that reads models itself.
-
-    Raises:
-        DeviceError: they hold none.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        found = onnx.load_from_string(model)
-    except DecodeError:
-        found = onnx.ModelProto()
-    if not found.graph.node:
-        raise DeviceError("the model is no ONNX file, or holds no graph")
-    return found
 
 
 def load_backend(device: Device) -> Backend:

@@ -258,7 +258,8 @@ def measure_networks(
     for arch in archs:
         timing = found.timings.get("-".join(map(str, arch)))
         if timing is not None:
-            rows[arch] = Row(steady * timing.low_ms, steady * timing.error_ms, steady * timing.p50_ms, steady * timing.p90_ms, timing.n)
+            low, error, p50, p90 = (steady * ms for ms in (timing.low_ms, timing.error_ms, timing.p50_ms, timing.p90_ms))
+            rows[arch] = Row(low, error, p50, p90, timing.n, source_of(found.fingerprint))
     return rows, found
 
 

@@ -24,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hwnas.device import Device, parsed
+from hwnas.device import Device, Precision
 from hwnas.errors import ConfigError, DeviceError
+from hwnas.feed import parse
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 LIMIT_S = 25.0
 """Below the 30 s after which a worker counts as hung: the program is ended and named."""
@@ -58,7 +60,10 @@ class Command:
         target: str = "",
         timeout_s: Annotated[float, Field(gt=0, le=LIMIT_S)] = LIMIT_S,
     ) -> None:
-        self._words = shlex.split(command) if isinstance(command, str) else command
+        try:
+            self._words = shlex.split(command) if isinstance(command, str) else command
+        except ValueError as error:
+            raise ConfigError(f"command cannot be split into words ({error}): {command}") from None
         if not any("{model}" in word for word in self._words):
             raise ConfigError("a backend's command must hold {model}, where the path of the model file goes, but is " + repr(command))
         program = shutil.which(self._words[0])
@@ -83,7 +88,7 @@ class Command:
         Raises:
             DeviceError: it is no ONNX model.
         """
-        parsed(model)
+        parse(model)
         return Program(self._words, self._pattern, self._timeout_s, model)
 
 

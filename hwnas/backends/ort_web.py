@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -27,9 +28,10 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from hwnas.device import Device, require_precision
+from hwnas.device import Device, Precision, require_precision
 from hwnas.errors import DeviceError
 
+PRECISIONS: tuple[Precision, ...] = ("fp32",)
 WEB = Path(__file__).parent / "web"
 PACKAGE = "onnxruntime-web"
 INSTALL_TIMEOUT_S = 100
@@ -60,7 +62,7 @@ class ORTWeb:
     """The backend of the devices whose YAML says `backend: ort_web`; `host` is where it runs, `browser` the program of Chromium."""
 
     def __init__(self, device: Device, *, host: Literal["node", "chromium"] = "node", browser: str = "chromium") -> None:
-        require_precision(device, ("fp32",))
+        require_precision(device, PRECISIONS)
         self._batch = device.batch
         packages = installed()
         self._host: Host = Node(packages, device.threads) if host == "node" else Chromium(packages, device.threads, browser)
@@ -101,6 +103,12 @@ class Session:
     def time(self, runs: int) -> NDArray[np.int64]:
         """How long each of `runs` inferences in a row took by the host's clock, ns; each a mean where that clock is coarse."""
         return np.rint(np.array(self._host.ask("time", self._number, runs)) * 1e6).astype(np.int64)
+
+    def outputs(self, feed: Mapping[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """What the model computes of these inputs."""
+        given = {name: {"shape": values.shape, "data": values.ravel().tolist()} for name, values in feed.items()}
+        found = self._host.ask("outputs", self._number, given)
+        return [np.array(tensor["data"], dtype=np.float32).reshape(tensor["shape"]) for tensor in found]
 
 
 class RefusedError(DeviceError):

@@ -14,9 +14,12 @@ import onnx
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hwnas.device import Device, Precision, parsed
+from hwnas.device import Device, Precision
 from hwnas.errors import ConfigError, DeviceError
+from hwnas.feed import parse
 
+REQUIRES = ("onnx",)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 VERSION = "1"
 """Of the formula; one that gives other numbers is another runtime version."""
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -87,7 +90,7 @@ class Roofline:
         Raises:
             DeviceError: it holds a node that there is no rule for, or the shape of a tensor cannot be inferred.
         """
-        graph = _with_shapes(parsed(model), self._device.batch)
+        graph = _with_shapes(parse(model), self._device.batch)
         shapes = _shapes(graph)
         return Computed(sum(self._node_ns(node, shapes) for node in _costly(graph)))
 

@@ -42,16 +42,31 @@ export function makeEngine(ort, threads) {
       return sessions.push({ session, feeds, repeats: 0 }) - 1;
     },
 
+    /** The outputs, in order, of these inputs by name, each {shape, data}. */
+    async outputs(number, inputs) {
+      const { session } = sessions[number];
+      const feeds = {};
+      for (const [name, { shape, data }] of Object.entries(inputs)) feeds[name] = new ort.Tensor("float32", Float32Array.from(data), shape);
+      const results = await session.run(feeds);
+      return session.outputNames.map((name) => ({ shape: results[name].dims, data: Array.from(results[name].data) }));
+    },
+
     run: async (number) => void (await sessions[number].session.run(sessions[number].feeds)),
 
-    /** How long each of `runs` inferences took, ms. A clock too coarse for one times several together: at least 100 of its steps. */
-    async time(number, runs) {
+    /** How many inferences are timed together: enough to last 100 steps of the clock. */
+    async repeats(number) {
       const model = sessions[number];
       if (!model.repeats) {
         for (model.repeats = 1; (await elapsed(model, model.repeats)) < 100 * step; ) model.repeats *= 2;
       }
+      return model.repeats;
+    },
+
+    /** How long each of `runs` inferences took, ms; each the mean of so many. */
+    async time(number, runs) {
+      const repeats = await this.repeats(number);
       const times = [];
-      for (let i = 0; i < runs; i++) times.push((await elapsed(model, model.repeats)) / model.repeats);
+      for (let i = 0; i < runs; i++) times.push((await elapsed(sessions[number], repeats)) / repeats);
       return times;
     },
   };
