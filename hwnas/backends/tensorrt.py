@@ -26,14 +26,15 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 class TensorRT:
     """The backend of the devices whose YAML says `backend: tensorrt`.
 
-    `compute_capability` (`[8.9]`) names the GPUs that engines are built for, instead of this machine's; `timing_cache` is the
-    file in which what building has measured is kept, in the user's cache folder by default.
+    `compute_capability` (`[8.9]`) names the GPUs that engines are built for, instead of this machine's. `cache` is the file that
+    saves time from one session to the next: TensorRT keeps there what it measured while building, TensorRT for RTX the kernels
+    that it compiled while loading. By default it stands in the user's cache folder.
     """
 
-    def __init__(self, device: Device, *, compute_capability: list[float] = [], timing_cache: Path | None = None) -> None:  # noqa: B006
+    def __init__(self, device: Device, *, compute_capability: list[float] = [], cache: Path | None = None) -> None:  # noqa: B006
         require_precision(device, PRECISIONS)
         _capabilities(_tensorrt(), compute_capability)
-        self._device, self._compute_capability, self._timing_cache = device, compute_capability, timing_cache
+        self._device, self._compute_capability, self._cache = device, compute_capability, cache
 
     @staticmethod
     def unusable() -> str | None:
@@ -64,9 +65,9 @@ class TensorRT:
             precision=self._device.precision,
             batch=self._device.batch,
             compute_capability=self._compute_capability,
-            timing_cache=self._timing_cache,
+            cache=self._cache,
         )
-        return Engine(engine, random_feed(parse(model), self._device.batch))
+        return Engine(engine, random_feed(parse(model), self._device.batch), self._cache)
 
 
 def build_engine(
@@ -75,7 +76,7 @@ def build_engine(
     precision: Precision = "fp32",
     batch: int = 1,
     compute_capability: Sequence[float] = (),
-    timing_cache: Path | None = None,
+    cache: Path | None = None,
 ) -> bytes:
     """A TensorRT engine of an ONNX model, to be deployed. TensorRT for RTX needs no GPU for it, if GPUs are named (8.9) or any will do.
 
@@ -112,27 +113,38 @@ def build_engine(
         config.num_compute_capabilities = len(named)
         for number, capability in enumerate(named):
             config.set_compute_capability(capability, number)
-    path = timing_cache or Path(platformdirs.user_cache_dir("hwnas")) / f"{trt.__name__}-{trt.__version__}.timing"
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    timings, path = None, _cache_path(trt, cache)
+    if not _is_rtx(trt):
+        timings = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        config.set_timing_cache(timings, ignore_mismatch=False)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise DeviceError(f"{trt.__name__} cannot build an engine of the model: {_said(log) or 'it gives no reason'}")
-    _keep(path, bytes(cache.serialize()))
+    if timings is not None:
+        _keep(path, bytes(timings.serialize()))
     return bytes(engine)
 
 
 class Engine:
-    """An engine on the GPU with random inputs of its own, drawn once."""
+    """An engine on the GPU with random inputs of its own, drawn once; it has run once."""
 
-    def __init__(self, engine: bytes, feed: Feed) -> None:
+    def __init__(self, engine: bytes, feed: Feed, cache: Path | None = None) -> None:
         _gpu()
         torch: Any = importlib.import_module("torch")  # its CUDA classes have no types
         trt = _tensorrt()
         self._torch, self._log = torch, _log(trt)
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(engine)
-        self._context: Any = self._engine and self._engine.create_execution_context()
+        kernels, path = None, _cache_path(trt, cache)
+        settings: tuple[Any, ...] = ()
+        if self._engine and _is_rtx(trt):
+            config = self._engine.create_runtime_config()
+            kernels = config.create_runtime_cache()
+            if path.is_file():
+                kernels.deserialize(path.read_bytes())  # one of another GPU, driver or version is left out
+            config.set_runtime_cache(kernels)
+            settings = (config,)
+        self._context: Any = self._engine and self._engine.create_execution_context(*settings)
         if not self._context:
             raise DeviceError(f"{trt.__name__} cannot load the engine: {_said(self._log) or 'it gives no reason'}")
         self._stream = torch.cuda.Stream()
@@ -146,6 +158,9 @@ class Engine:
         for name, tensor in (self._inputs | self._outputs).items():
             self._context.set_tensor_address(name, tensor.data_ptr())
         torch.cuda.synchronize()
+        self.run()
+        if kernels is not None:
+            _keep(path, bytes(kernels.serialize()))
 
     def run(self) -> None:
         """One inference."""
@@ -179,6 +194,15 @@ def _tensorrt() -> Any:
     """TensorRT for RTX where that is installed, else TensorRT."""
     name = "tensorrt_rtx" if importlib.util.find_spec("tensorrt_rtx") else "tensorrt"
     return importlib.import_module(name)
+
+
+def _is_rtx(trt: Any) -> bool:
+    """TensorRT for RTX measures nothing when it builds, and compiles kernels when it loads."""
+    return hasattr(trt, "IRuntimeCache")
+
+
+def _cache_path(trt: Any, given: Path | None) -> Path:
+    return given or Path(platformdirs.user_cache_dir("hwnas")) / f"{trt.__name__}-{trt.__version__}.cache"
 
 
 def _capabilities(trt: Any, wanted: Sequence[float]) -> list[Any]:
@@ -237,6 +261,4 @@ def _keep(path: Path, content: bytes) -> None:
             file.write(content)
         os.replace(name, path)
     except OSError as error:
-        raise DeviceError(
-            f"the timing cache {path} cannot be written: {error.strerror}; choose another with the option timing_cache"
-        ) from None
+        raise DeviceError(f"the cache {path} cannot be written: {error.strerror}; name another file in the device's options") from None

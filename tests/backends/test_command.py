@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_the_program_gets_the_model(tmp_path: Path) -> None:
         ("sleep 60", {"timeout_s": 0.1}, "sh did not end in 0.1 s"),
     ],
 )
-def test_what_a_program_may_do_wrong(script: str, options: dict[str, object], says: str) -> None:
+def test_what_a_program_may_do_wrong(script: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(DeviceError, match=re.escape(says)):
         times(script, **options)
 
