@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -62,8 +63,18 @@ class TimedExecutable(Executable, Protocol):
 
 
 @runtime_checkable
+class ComputingExecutable(Executable, Protocol):
+    """A compiled model that also runs on inputs that it is given, so that what it computes can be compared."""
+
+    def outputs(self, feed: Mapping[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """The model's outputs, in order, of one batch of inputs by name; the batch is the device's."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """A runtime. Its file in `hwnas/backends/` holds one class that takes the device positionally, options keyword-only.
+
+    The file's `REQUIRES` names the packages that it needs, its `PRECISIONS` what it can compute in; both are literal tuples.
 
     It is made and used inside a worker process: what crashes, hangs or exhausts memory there costs one row.
     """

@@ -58,7 +58,7 @@ class Reader:
             options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
             self._values[node.output[0]] = RULES[node.op_type](self, node, options)
         self.graph.output(tuple(self.value(value.name) for value in self._model.graph.output))
-        self.graph.lint()
+        self.graph.eliminate_dead_code()  # what was folded away
         return fx.GraphModule(self._root, self.graph)
 
     def value(self, name: str) -> fx.Node:
@@ -127,11 +127,11 @@ def _batch_norm(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.No
     x, *rest = reader.inputs(node)
     epsilon = options.get("epsilon", 1e-5)
     if x.target is functional.conv2d and reader.readers[node.input[0]] == 1:
-        scale, shift, mean, variance = (reader.tensor(value) for value in rest)
         image, weight, bias, *places = x.args
         assert isinstance(weight, fx.Node)
         before = reader.tensor(bias) if isinstance(bias, fx.Node) else None
-        folded = fuse_conv_bn_weights(reader.tensor(weight), before, mean, variance, epsilon, scale, shift)
+        gain, offset, average, spread = (reader.tensor(value) for value in rest)
+        folded = fuse_conv_bn_weights(reader.tensor(weight), before, average, spread, epsilon, gain, offset)
         with reader.graph.inserting_before(x):
             x.args = (image, *(reader.buffer(tensor.detach()) for tensor in folded), *places)
         return x

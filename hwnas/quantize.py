@@ -42,13 +42,14 @@ def quantize(model: bytes, batches: Iterable[Feed], *, symmetric: bool = False) 
     """
     from onnxruntime import quantization
 
-    parsed = parse(model)
+    parse(model)
     kind = quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8
     more = {"ActivationSymmetric": True, "QuantizeBias": False} if symmetric else {}
     with tempfile.TemporaryDirectory(prefix="hwnas-") as folder, _quiet():
-        folded, written = Path(folder, "folded.onnx"), Path(folder, "int8.onnx")
+        given, folded, written = (Path(folder, f"{name}.onnx") for name in ("fp32", "folded", "int8"))
+        given.write_bytes(model)  # a model in memory would lose its weights (onnxruntime 1.31)
         try:
-            quantization.quant_pre_process(parsed, str(folded), skip_symbolic_shape=True, skip_onnx_shape=True)
+            quantization.quant_pre_process(str(given), str(folded), skip_symbolic_shape=True, skip_onnx_shape=True)
             quantization.quantize_static(
                 folded, written, _Batches(batches), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
                 activation_type=kind, weight_type=quantization.QuantType.QInt8, extra_options=more,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.device import Device, require_precision
+from hwnas.device import Device, Precision, require_precision
 from hwnas.errors import ConfigError, DeviceError, nearest
 from hwnas.feed import Feed, first_line, parse, random_feed
 from hwnas.quantize import halve, quantize_randomly
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 REQUIRES = ("onnxruntime",)
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 CPU = "CPUExecutionProvider"
 SOURCES = {
     "CUDAExecutionProvider": "pip install onnxruntime-gpu",

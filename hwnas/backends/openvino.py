@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.device import Device, require_precision
+from hwnas.device import Device, Precision, require_precision
 from hwnas.errors import DeviceError
 from hwnas.feed import Feed, first_line, parse, random_feed
 from hwnas.quantize import quantize_randomly
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 REQUIRES = ("openvino", "onnxruntime")
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """In which type OpenVINO computes what is not quantised; left to itself it takes bf16 where the processor has it."""
 
@@ -94,6 +94,7 @@ class OpenVINO:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The first line of OpenVINO's complaint that does not say where in its source it was raised."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(("Exception from", "Check '"))]
-    return lines[0].strip() if lines else first_line(error)
+    """OpenVINO's complaint in one line: what it says of operators that it lacks, else the first line that is not about its source."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "FrontEnd API failed"))]
+    return next((line for line in told if line.startswith("No conversion rule")), told[0] if told else first_line(error))

@@ -68,12 +68,6 @@ class ORTWeb:
         self._host: Host = Node(packages, device.threads) if host == "node" else Chromium(packages, device.threads, browser)
         self._version = str(self._host.ask("about")["version"])
 
-    @staticmethod
-    def unusable() -> str | None:
-        """Why this backend cannot be tried here."""
-        lacking = [name for name in ("node", "npm") if shutil.which(name) is None]
-        return f"{' and '.join(lacking)} cannot be found" if lacking else None
-
     def fingerprint(self) -> dict[str, str]:
         """Runtime, version, and the host with its version."""
         return {"runtime": PACKAGE, "runtime_version": self._version, "provider": "wasm", "host": self._host.name}

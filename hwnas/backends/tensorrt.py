@@ -29,36 +29,27 @@ class TensorRT:
     `compute_capability` (`[8.9]`) names the GPUs that engines are built for, instead of this machine's. `cache` is the file that
     saves time from one session to the next: TensorRT keeps there what it measured while building, TensorRT for RTX the kernels
     that it compiled while loading. By default it stands in the user's cache folder.
+
+    Raises:
+        DeviceError: there is no GPU.
     """
 
     def __init__(self, device: Device, *, compute_capability: list[float] = [], cache: Path | None = None) -> None:  # noqa: B006
         require_precision(device, PRECISIONS)
         _capabilities(_tensorrt(), compute_capability)
+        self._gpu = _gpu()
         self._device, self._compute_capability, self._cache = device, compute_capability, cache
 
-    @staticmethod
-    def unusable() -> str | None:
-        """Why this backend cannot be tried here."""
-        try:
-            _gpu()
-        except DeviceError as error:
-            return str(error)
-        return None
-
     def fingerprint(self) -> dict[str, str]:
-        """Runtime, version and GPU.
-
-        Raises:
-            DeviceError: there is no GPU.
-        """
+        """Runtime, version and GPU."""
         trt = _tensorrt()
-        return {"runtime": trt.__name__, "runtime_version": trt.__version__, **_gpu()}
+        return {"runtime": trt.__name__, "runtime_version": trt.__version__, **self._gpu}
 
     def compile(self, model: bytes) -> Engine:
         """An engine of the model on the GPU.
 
         Raises:
-            DeviceError: TensorRT refuses the model, or there is no GPU.
+            DeviceError: TensorRT refuses the model.
         """
         engine = build_engine(
             model,

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hwnas.device import Device, require_precision
+from hwnas.device import Device, Precision, require_precision
 from hwnas.errors import DeviceError
 from hwnas.feed import first_line, parse, random_feed
 from hwnas.onnx_torch import to_torch
 
 REQUIRES = ("torch",)
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from hwnas import plugins
 from hwnas.backends import tensorrt
-from hwnas.backends.tensorrt import TensorRT, build_engine
+from hwnas.backends.tensorrt import build_engine
 from hwnas.config import load_device
 from hwnas.device import Device, load_backend
 from hwnas.errors import ConfigError, DeviceError
@@ -23,9 +24,8 @@ MISSING = plugins.missing_packages(tensorrt.REQUIRES)
 if MISSING:
     pytest.skip(f"{MISSING[0]} is not installed", allow_module_level=True)
 RTX = not plugins.missing_packages(("tensorrt_rtx",))
-UNUSABLE = TensorRT.unusable()
 needs_rtx = pytest.mark.skipif(not RTX, reason="only tensorrt_rtx builds without a GPU")
-needs_gpu = pytest.mark.skipif(UNUSABLE is not None, reason=str(UNUSABLE))
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="running an engine needs an NVIDIA GPU")
 MODEL = reference_onnx()
 
 
@@ -117,14 +117,14 @@ def test_devices_that_cannot_be_meant(device: Device, says: str) -> None:
         load_backend(device)
 
 
-@pytest.mark.skipif(UNUSABLE is None, reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_running_says_so(cache: Path) -> None:
     with pytest.raises(DeviceError, match="there is no NVIDIA GPU"), Worker(load_device("tensorrt-fp16")):
         pass
     if RTX:
-        options = {"compute_capability": [8.9], "cache": str(cache)}
+        engine = build_engine(MODEL, compute_capability=[8.9], cache=cache)
         with pytest.raises(DeviceError, match="there is no NVIDIA GPU"):
-            load_backend(Device(backend="tensorrt", options=options)).compile(MODEL)
+            tensorrt.Engine(engine, {})
 
 
 def test_either_package_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
