@@ -18,10 +18,11 @@ from hwnas.evaluate import MEASURED, Objective
 from hwnas.export import Facts, Measured, complete, describe, finish_member, load_exporter, measure_members, replace_file, write_model
 from hwnas.measure import Progress, Protocol, silent
 from hwnas.pareto import hypervolume, nondominated, reference_point
-from hwnas.profile import fingerprint, paper_costs
+from hwnas.profile import fingerprint, paper_costs, source_of
 from hwnas.report import draw_png, front_data, write_html
 from hwnas.run import Run
 from hwnas.search import Member, load_member, read_members
+from hwnas.table import Source
 from hwnas.train import evaluate_accuracy
 
 LATENCY = "latency_ms"
@@ -85,7 +86,7 @@ def export_run(run: Run, *, out: Path | None = None, budgets: Mapping[str, float
     objectives = _objectives(run, costs)
     best_rows = nondominated(_vectors(kept, objectives, measured))
     left_out |= {
-        m.name: "another member is at least as good in every objective, as measured"
+        m.name: f"another member is at least as good in every objective, as {source_of(found.fingerprint)}"
         for m, good in zip(kept, best_rows, strict=True)
         if not good
     }
@@ -100,7 +101,8 @@ def export_run(run: Run, *, out: Path | None = None, budgets: Mapping[str, float
             network, data, device, found.fingerprint, hwnas_version=__version__, experiment=experiment.name, data_section=experiment.data,
             exporter=experiment.exporter, values=values, predicted=member.predicted, budgets=limits,
         )  # fmt: skip
-        finish_member(folder / member.name, exporter, facts.model_copy(update={"measured": measured[member.name]}))
+        shown = measured[member.name] if source_of(found.fingerprint) == "measured" else {}
+        finish_member(folder / member.name, exporter, facts.model_copy(update={"measured": shown}))
     record = Exported(budgets=limits, fingerprint=found.fingerprint, members=measured, left_out=left_out)
     replace_file(folder / RECORD, record.model_dump_json(indent=1).encode())
     (folder / "latency.journal").unlink(missing_ok=True)
@@ -129,7 +131,7 @@ def report_run(run: Run, out: Path | None = None) -> list[Path]:
             "trials": str(len(trials)),
         }
     }
-    if found["basis"] == "measured":
+    if found["basis"] != "predicted":
         facts["Device and runtime"] = {"device": experiment.device, **read_export(out or run.folder / "export").fingerprint}
     facts["Measuring protocol"] = Protocol().as_text()
     data = front_data(found, trials, objectives, found["budgets"], facts, title=experiment.name, subtitle=experiment.description)
@@ -156,7 +158,8 @@ def read_export(folder: Path) -> Exported:
 def front_of(run: Run, out: Path | None = None) -> dict[str, Any]:
     """The run's front as plain data, the fastest member first.
 
-    Keys: `objectives`, `basis` ("measured" after an export, else "predicted": the two never mix), `reference_point`,
+    Keys: `objectives`, `basis` ("measured" after an export, "modelled" if the device computes times, else "predicted": they
+    never mix, and what a modelled device says of a member stands in the export's record only), `reference_point`,
     `hypervolume`, `budgets`, `members` (each with `name`, `arch`, `values`, `predicted`, `measured`, `files`), `left_out`.
 
     Raises:
@@ -169,11 +172,12 @@ def front_of(run: Run, out: Path | None = None) -> dict[str, Any]:
     facts: dict[str, Facts] = {}
     budgets = dict(run.experiment.budgets)
     objectives = _objectives(run, members[0].predicted)
-    basis: Literal["measured", "predicted"] = "predicted"
+    basis: Source | Literal["predicted"] = "predicted"
     if (folder / RECORD).exists():
-        basis = "measured"
         record = read_export(folder)
-        left_out, measured, budgets = record.left_out, record.members, record.budgets
+        basis = source_of(record.fingerprint)
+        left_out, budgets = record.left_out, record.budgets
+        measured = record.members if basis == "measured" else {}
         facts = {m.name: found for m in members if m.name not in left_out and (found := complete(folder / m.name)) is not None}
         members = [member for member in members if member.name in facts]
     else:
