@@ -77,7 +77,7 @@ def export_run(run: Run, *, out: Path | None = None, budgets: Mapping[str, float
     found = measure_members(models, device, journal=folder / "latency.journal", progress=progress)
     measured = {name: {LATENCY: Measured.of(timing)} for name, timing in found.timings.items()}
     left_out = {name: f"the runtime cannot run it: {reason}" for name, reason in found.failures.items()}
-    left_out |= _over_budget([m for m in members if m.name in measured], measured, limits)
+    left_out |= _over_budget([m for m in members if m.name in measured], measured, limits, source_of(found.fingerprint))
     kept = [member for member in members if member.name not in left_out]
     if not kept:
         fastest = min(measured, key=lambda name: measured[name][LATENCY].p50, default=None)
@@ -234,13 +234,15 @@ def _vectors(
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(objectives))
 
 
-def _over_budget(members: Sequence[Member], measured: Mapping[str, Mapping[str, Measured]], limits: Mapping[str, float]) -> dict[str, str]:
-    """Which members exceed a budget: latency by its measured p50, every other metric by its counted or modelled value."""
+def _over_budget(
+    members: Sequence[Member], measured: Mapping[str, Mapping[str, Measured]], limits: Mapping[str, float], source: Source
+) -> dict[str, str]:
+    """Which members exceed a budget: latency by its p50, which is what `source` says, any other metric by its counted or modelled value."""
     over = {}
     for member in members:
         for metric, limit in limits.items():
             value, how = (
-                (measured[member.name][LATENCY].p50, "measured p50")
+                (measured[member.name][LATENCY].p50, f"{source} p50")
                 if metric == LATENCY
                 else (member.predicted[metric]["mean"], "counted or modelled")
             )
