@@ -274,10 +274,11 @@ def installed() -> Path:
         for name in ("package.json", "package-lock.json"):
             shutil.copyfile(WEB / name, Path(made) / name)
         _install(npm, made)
-        if not folder.is_dir():  # another process may have been quicker
-            os.rename(made, folder)
+        os.rename(made, folder)
     except OSError as error:
-        raise DeviceError(f"{PACKAGE} cannot be installed into {folder}: {error.strerror}; set XDG_CACHE_HOME to another folder") from None
+        if not folder.is_dir():  # else another process was quicker
+            problem = f"{PACKAGE} cannot be installed into {folder}: {error.strerror}"
+            raise DeviceError(f"{problem}; set XDG_CACHE_HOME to another folder") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder

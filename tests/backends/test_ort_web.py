@@ -24,14 +24,20 @@ from hwnas.profile import network_onnx, reference_onnx
 from hwnas.space import load_space
 
 needs_node = pytest.mark.skipif(None in map(shutil.which, ("node", "npm")), reason="node or npm is not installed")
-HOSTS = [
-    pytest.param("node", marks=needs_node),
-    pytest.param("chromium", marks=[needs_node, pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")]),
-]
+HOSTS = ["node", pytest.param("chromium", marks=pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed"))]
+
+
+@pytest.fixture(scope="module")
+def packages() -> Path:
+    """The installed npm packages; where they cannot be had, nothing can be tried."""
+    try:
+        return installed()
+    except DeviceError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module", params=HOSTS)
-def backend(request: pytest.FixtureRequest) -> ORTWeb:
+def backend(request: pytest.FixtureRequest, packages: Path) -> ORTWeb:
     """The backend in each of its hosts, with a batch of 2."""
     made = load_backend(Device(name="web", backend="ort_web", batch=2, options={"host": request.param}))
     assert isinstance(made, ORTWeb)
@@ -71,7 +77,7 @@ def test_what_it_refuses_names_the_reason(backend: ORTWeb) -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_it_is_gone_when_its_worker_is_killed(host: str) -> None:
+def test_it_is_gone_when_its_worker_is_killed(host: str, packages: Path) -> None:
     with Worker(Device(name="web", backend="ort_web", options={"host": host})) as worker:
         process = worker._process
         assert process is not None
@@ -102,8 +108,7 @@ def _descendants(pid: int) -> list[int]:
     return found[1:]
 
 
-@needs_node
-def test_a_node_that_dies_costs_one_model() -> None:
+def test_a_node_that_dies_costs_one_model(packages: Path) -> None:
     made = load_backend(Device(backend="ort_web"))
     assert isinstance(made, ORTWeb) and isinstance(made._host, ort_web.Node)
     executable = made.compile(reference_onnx())
@@ -112,8 +117,7 @@ def test_a_node_that_dies_costs_one_model() -> None:
         executable.run()
 
 
-@needs_node
-def test_two_threads() -> None:
+def test_two_threads(packages: Path) -> None:
     protocol = Protocol(rounds=2, most_rounds=2, visit_ms=1)
     found = measure({"net": reference_onnx()}, Device(backend="ort_web", threads=2), reference=reference_onnx(), protocol=protocol)
     assert not found.failures and found.timings["net"].low_ms > 0 and found.fingerprint["threads"] == "2"
@@ -176,8 +180,7 @@ def test_a_cache_that_cannot_be_written(programs: Callable[..., None], monkeypat
         installed()
 
 
-@needs_node
-def test_a_browser_that_opens_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_browser_that_opens_no_page(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     browser = tmp_path / "browser"
     browser.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Browser 1.0 || exec sleep 60\n')
     browser.chmod(0o755)
