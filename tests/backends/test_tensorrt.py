@@ -127,7 +127,7 @@ def test_without_a_gpu_running_says_so(cache: Path) -> None:
             tensorrt.Engine(engine, {})
 
 
-def test_either_package_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_either_package_will_do() -> None:
     assert plugins.missing_packages(("nosuch or numpy", "nosuch or nonesuch")) == ("nosuch or nonesuch",)
 
 
