@@ -56,6 +56,7 @@ def same_compiled(op: OpSpec, model: bytes) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_computes_the_same() -> None:
     op = OpSpec("relu", 4, 4, 6, 6)
