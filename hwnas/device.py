@@ -59,7 +59,7 @@ class TimedExecutable(Executable, Protocol):
     """A compiled model that knows its own times: by the device's clock, from another process, or from a formula."""
 
     def time(self, runs: int) -> NDArray[np.int64]:
-        """How long each of `runs` inferences in a row took, ns."""
+        """How long each of `runs` inferences in a row took, ns; fewer numbers where it knows only means of several."""
 
 
 @runtime_checkable
@@ -75,6 +75,7 @@ class Backend(Protocol):
     """A runtime. Its file in `hwnas/backends/` holds one class that takes the device positionally, options keyword-only.
 
     The file's `REQUIRES` names the packages that it needs, its `PRECISIONS` what it can compute in; both are literal tuples.
+    A class that needs options has `example`, the options that the contract tests use.
 
     It is made and used inside a worker process: what crashes, hangs or exhausts memory there costs one row.
     """
@@ -83,6 +84,7 @@ class Backend(Protocol):
         """The runtime, its version, and the hardware it runs on, as far as these change timings.
 
         One that computes times instead of taking them says `"source": "modelled"`, and so say the rows of its tables.
+        One whose models do not run on this machine's processor names theirs as `"cpu"`: this machine is then left out.
         """
 
     def compile(self, model: bytes) -> Executable:
@@ -142,7 +144,8 @@ def device_fingerprint(device: Device, backend: Backend) -> dict[str, str]:
     """All that must be equal for two measurements to mix."""
     settings = {"backend": device.backend, "precision": device.precision, "batch": str(device.batch), "threads": str(device.threads)}
     options = {f"option {key}": json.dumps(value) for key, value in sorted(device.options.items())}
-    return {**host_fingerprint(), **settings, **options, **backend.fingerprint()}
+    said = backend.fingerprint()
+    return {**({} if "cpu" in said else host_fingerprint()), **settings, **options, **said}
 
 
 def digest(fingerprint: dict[str, str]) -> str:

@@ -19,10 +19,11 @@ from hwnas.evaluate import MEASURED, Objective
 from hwnas.export import Facts, Measured, complete, describe, finish_member, load_exporter, measure_members, replace_file, write_model
 from hwnas.measure import Progress, Protocol, silent
 from hwnas.pareto import hypervolume, nondominated, reference_point
-from hwnas.profile import DeviceTables, fingerprint, paper_costs
+from hwnas.profile import DeviceTables, fingerprint, paper_costs, source_of
 from hwnas.report import draw_png, front_data, write_html
 from hwnas.run import Run
 from hwnas.search import Member, load_member, read_members
+from hwnas.table import Source
 from hwnas.train import evaluate_accuracy
 
 LATENCY = "latency_ms"
@@ -85,7 +86,7 @@ def export_run(
     found = measure_members(models, device, journal=folder / "latency.journal", level_ms=level, progress=progress)
     measured = {name: {LATENCY: Measured.of(timing, found.reference_ms)} for name, timing in found.timings.items()}
     left_out = {name: f"the runtime cannot run it: {reason}" for name, reason in found.failures.items()}
-    left_out |= _over_budget([m for m in members if m.name in measured], measured, limits)
+    left_out |= _over_budget([m for m in members if m.name in measured], measured, limits, source_of(found.fingerprint))
     kept = [member for member in members if member.name not in left_out]
     if not kept:
         fastest = min(measured, key=lambda name: measured[name][LATENCY].p50, default=None)
@@ -94,7 +95,7 @@ def export_run(
     objectives = _objectives(run, costs)
     best_rows = nondominated(_vectors(kept, objectives, measured))
     left_out |= {
-        m.name: "another member is at least as good in every objective, as measured"
+        m.name: f"another member is at least as good in every objective, as {source_of(found.fingerprint)}"
         for m, good in zip(kept, best_rows, strict=True)
         if not good
     }
@@ -109,7 +110,8 @@ def export_run(
             network, data, device, found.fingerprint, hwnas_version=__version__, experiment=experiment.name, data_section=experiment.data,
             exporter=experiment.exporter, values=values, predicted=member.predicted, budgets=limits,
         )  # fmt: skip
-        finish_member(folder / member.name, exporter, facts.model_copy(update={"measured": measured[member.name]}))
+        shown = measured[member.name] if source_of(found.fingerprint) == "measured" else {}
+        finish_member(folder / member.name, exporter, facts.model_copy(update={"measured": shown}))
     record = Exported(budgets=limits, fingerprint=found.fingerprint, members=measured, left_out=left_out)
     replace_file(folder / RECORD, record.model_dump_json(indent=1).encode())
     (folder / "latency.journal").unlink(missing_ok=True)
@@ -138,7 +140,7 @@ def report_run(run: Run, out: Path | None = None) -> list[Path]:
             "trials": str(len(trials)),
         }
     }
-    if found["basis"] == "measured":
+    if found["basis"] != "predicted":
         facts["Device and runtime"] = {"device": experiment.device, **read_export(out or run.folder / "export").fingerprint}
     facts["Measuring protocol"] = Protocol().as_text()
     data = front_data(found, trials, objectives, found["budgets"], facts, title=experiment.name, subtitle=experiment.description)
@@ -165,7 +167,8 @@ def read_export(folder: Path) -> Exported:
 def front_of(run: Run, out: Path | None = None) -> dict[str, Any]:
     """The run's front as plain data, the fastest member first.
 
-    Keys: `objectives`, `basis` ("measured" after an export, else "predicted": the two never mix), `reference_point`,
+    Keys: `objectives`, `basis` ("measured" after an export, "modelled" if the device computes times, else "predicted": they
+    never mix, and what a modelled device says of a member stands in the export's record only), `reference_point`,
     `hypervolume`, `budgets`, `members` (each with `name`, `arch`, `values`, `predicted`, `measured`, `files`), `left_out`.
 
     Raises:
@@ -178,11 +181,12 @@ def front_of(run: Run, out: Path | None = None) -> dict[str, Any]:
     facts: dict[str, Facts] = {}
     budgets = dict(run.experiment.budgets)
     objectives = _objectives(run, members[0].predicted)
-    basis: Literal["measured", "predicted"] = "predicted"
+    basis: Source | Literal["predicted"] = "predicted"
     if (folder / RECORD).exists():
-        basis = "measured"
         record = read_export(folder)
-        left_out, measured, budgets = record.left_out, record.members, record.budgets
+        basis = source_of(record.fingerprint)
+        left_out, budgets = record.left_out, record.budgets
+        measured = record.members if basis == "measured" else {}
         facts = {m.name: found for m in members if m.name not in left_out and (found := complete(folder / m.name)) is not None}
         members = [member for member in members if member.name in facts]
     else:
@@ -239,13 +243,15 @@ def _vectors(
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(objectives))
 
 
-def _over_budget(members: Sequence[Member], measured: Mapping[str, Mapping[str, Measured]], limits: Mapping[str, float]) -> dict[str, str]:
-    """Which members exceed a budget: latency by its measured p50, every other metric by its counted or modelled value."""
+def _over_budget(
+    members: Sequence[Member], measured: Mapping[str, Mapping[str, Measured]], limits: Mapping[str, float], source: Source
+) -> dict[str, str]:
+    """Which members exceed a budget: latency by its p50, which is what `source` says, any other metric by its counted or modelled value."""
     over = {}
     for member in members:
         for metric, limit in limits.items():
             value, how = (
-                (measured[member.name][LATENCY].p50, "measured p50")
+                (measured[member.name][LATENCY].p50, f"{source} p50")
                 if metric == LATENCY
                 else (member.predicted[metric]["mean"], "counted or modelled")
             )

@@ -65,8 +65,8 @@ def listing(kind: str) -> list[Listing]:
 
 
 def missing_packages(packages: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the packages that cannot be imported here (nothing is imported to find out)."""
-    return tuple(package for package in packages if not _importable(package))
+    """Those of the packages that cannot be imported here (nothing is imported to find out); `a or b` needs either."""
+    return tuple(package for package in packages if not any(map(_importable, package.split(" or "))))
 
 
 def _importable(package: str) -> bool:
@@ -107,7 +107,7 @@ def load(kind: str, name: str) -> type[Any]:
     tree = ast.parse(files[name].read_text(encoding="utf-8"))
     missing = missing_packages(_constant(tree, "REQUIRES"))
     if missing:
-        raise PluginError(f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        raise PluginError(f"{name} needs {', '.join(missing)}: pip install {' '.join(one.partition(' or ')[0] for one in missing)}")
     module = importlib.import_module(f"hwnas.{kind}.{name}")
     wanted = name.replace("_", "").lower()
     for attribute, value in vars(module).items():

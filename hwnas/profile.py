@@ -333,8 +333,9 @@ def measure_networks(
     steady = (wanted or found.reference_ms) / found.reference_ms
     if both := [arch for arch in anchors if arch in timings]:
         steady = float(np.median([known[arch].price / timings[arch].low_ms for arch in both]))
+    source = source_of(found.fingerprint)
     rows = {
-        arch: Row(steady * found.low_ms, steady * found.error_ms, steady * found.p50_ms, steady * found.p90_ms, found.n)
+        arch: Row(steady * found.low_ms, steady * found.error_ms, steady * found.p50_ms, steady * found.p90_ms, found.n, source)
         for arch, found in timings.items()
         if arch not in anchors
     }

@@ -31,10 +31,11 @@ class _Batches:
         return next(self._batches, None)
 
 
-def quantize(model: bytes, batches: Iterable[Feed]) -> bytes:
+def quantize(model: bytes, batches: Iterable[Feed], *, symmetric: bool = False) -> bytes:
     """The model with int8 weights and activations, BatchNorm folded into convolutions; its inputs and outputs stay float32.
 
-    `batches` hold the names of the model's inputs and their values.
+    `batches` hold the names of the model's inputs and their values. With `symmetric`, as TensorRT wants it, activations are
+    signed without a zero point, and biases stay float32.
 
     Raises:
         DeviceError: the bytes hold no ONNX model, there is no batch, or onnxruntime cannot quantise it.
@@ -42,6 +43,8 @@ def quantize(model: bytes, batches: Iterable[Feed]) -> bytes:
     from onnxruntime import quantization
 
     parse(model)
+    kind = quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8
+    more = {"ActivationSymmetric": True, "QuantizeBias": False} if symmetric else {}
     with tempfile.TemporaryDirectory(prefix="hwnas-") as folder, _quiet():
         given, folded, written = (Path(folder, f"{name}.onnx") for name in ("fp32", "folded", "int8"))
         given.write_bytes(model)  # a model in memory would lose its weights (onnxruntime 1.31)
@@ -49,19 +52,19 @@ def quantize(model: bytes, batches: Iterable[Feed]) -> bytes:
             quantization.quant_pre_process(str(given), str(folded), skip_symbolic_shape=True, skip_onnx_shape=True)
             quantization.quantize_static(
                 folded, written, _Batches(batches), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-                activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+                activation_type=kind, weight_type=quantization.QuantType.QInt8, extra_options=more,
             )  # fmt: skip
             return written.read_bytes()
         except Exception as error:  # its tools raise whatever they stumble over
             raise DeviceError(f"onnxruntime cannot quantise the model: {first_line(error)}") from None
 
 
-def quantize_randomly(model: bytes, batch: int) -> bytes:
+def quantize_randomly(model: bytes, batch: int, *, symmetric: bool = False) -> bytes:
     """As `quantize` with random calibration data, for measuring time; a model that is quantised already stays as it is."""
     parsed = parse(model)
     if any(node.op_type == "QuantizeLinear" for node in parsed.graph.node):
         return model
-    return quantize(model, [random_feed(parsed, batch, seed) for seed in range(1, CALIBRATION_BATCHES + 1)])
+    return quantize(model, [random_feed(parsed, batch, seed) for seed in range(1, CALIBRATION_BATCHES + 1)], symmetric=symmetric)
 
 
 def halve(model: bytes) -> bytes:

@@ -36,6 +36,7 @@ def test_a_wheel_installed_elsewhere_runs_the_quickstart(tmp_path: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("devices/cpu-1t.yaml", "configs/quickstart.yaml", "latency_tables/elsewhere/example.csv"):
         assert f"hwnas/_data/{name}" in names
+    assert {f"hwnas/backends/web/{path.name}" for path in (ROOT / "hwnas" / "backends" / "web").iterdir()} <= {*names}
     assert not [name for name in names if name.startswith(("tests/", "devices/", "configs/", "runs/"))]
 
     venv.create(tmp_path / "venv", with_pip=False)

@@ -17,7 +17,14 @@ QUICK = Protocol(rounds=2, most_rounds=2, visit_ms=0.2, fewest_runs=2, most_runs
 
 @pytest.fixture(params=USABLE)
 def device(request: pytest.FixtureRequest) -> Device:
-    return Device(name="under test", backend=request.param)
+    """A device of every backend, with the options of its class's `example` if it needs any; skipped where it cannot run here."""
+    options = getattr(plugins.load("backends", request.param), "example", {})
+    made = Device(name="under test", backend=request.param, options=options)
+    try:
+        load_backend(made)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    return made
 
 
 def test_every_listed_backend_says_what_it_is() -> None:
