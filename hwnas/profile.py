@@ -23,7 +23,7 @@ from hwnas.calibrate import Accuracy, Calibration, choose_probes, interval
 from hwnas.cost import Cost, CostModel, PeakMemory
 from hwnas.device import Device, differences, digest
 from hwnas.errors import FingerprintError, SpaceError, TableError
-from hwnas.measure import Measurement, Progress, Protocol, Worker, measure, silent
+from hwnas.measure import Measurement, Progress, Protocol, measure, open_worker, silent
 from hwnas.network import Network
 from hwnas.op import OpSpec
 from hwnas.quick_onnx import quick_onnx
@@ -40,7 +40,7 @@ sessions, so later ones are scaled to it."""
 
 def fingerprint(device: Device) -> dict[str, str]:
     """The fingerprint that measurements on this device have now (asks the runtime in a worker process)."""
-    with Worker(device) as worker:
+    with open_worker(device) as worker:
         return worker.fingerprint
 
 
