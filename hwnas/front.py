@@ -12,7 +12,7 @@ import numpy as np
 import pydantic
 
 from hwnas import __version__
-from hwnas.device import digest
+from hwnas.device import Device, digest
 from hwnas.errors import BudgetError, ConfigError, ExportError, nearest
 from hwnas.evaluate import MEASURED, Objective
 from hwnas.export import Facts, Measured, complete, describe, finish_member, load_exporter, measure_members, replace_file, write_model
@@ -53,7 +53,7 @@ def export_run(run: Run, *, out: Path | None = None, budgets: Mapping[str, float
     experiment = run.experiment
     device, space = experiment.load_device(), experiment.load_space()
     members = read_members(run)
-    costs = paper_costs(space, device)
+    costs = dict.fromkeys((*paper_costs(space, device), "energy_mj"))
     limits = dict(experiment.budgets)
     for metric, limit in (budgets or {}).items():
         if metric != LATENCY and metric not in costs:
@@ -126,6 +126,7 @@ def report_run(run: Run, out: Path | None = None) -> list[Path]:
             "data": experiment.data.name,
             "searcher": experiment.searcher.name,
             "evaluator": experiment.evaluator.name,
+            "energy": _energy_text(experiment.load_device()),
             "trials": str(len(trials)),
         }
     }
@@ -212,6 +213,10 @@ def _plain(member: Member, facts: Facts | None, measured: Mapping[str, Mapping[s
 
 def _objectives(run: Run, costs: Mapping[str, Any]) -> tuple[Objective, ...]:
     return tuple(Objective.named(name, [LATENCY, *costs]) for name in run.experiment.objectives)
+
+
+def _energy_text(device: Device) -> str:
+    return "modelled" if device.energy.source == "modelled" else f"the sum of operators, each measured ({device.energy.source})"
 
 
 def _vectors(

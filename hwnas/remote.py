@@ -115,15 +115,15 @@ def packed(files: Sequence[Path]) -> bytes:
 class RemoteWorker(Handle):
     """A worker on the machine that the device's `remote` section names."""
 
-    def __init__(self, device: Device, memory_gb: float = 0.0, waits: Sequence[float] = WAITS) -> None:
+    def __init__(self, device: Device, memory_gb: float = 0.0) -> None:
         assert device.remote is not None
-        self._remote, self._device, self._memory_gb, self._waits = device.remote, device, memory_gb, waits
+        self._remote, self._device, self._memory_gb = device.remote, device, memory_gb
         self._thread = _LoopThread()
         self._connection: asyncssh.SSHClientConnection | None = None
         self._process: asyncssh.SSHClientProcess[bytes] | None = None
         self._ran = ""  # what ends the process: of this connection, or of the one that was lost
         self._said: deque[str] = deque(maxlen=20)
-        self._compiled: list[Message] = []
+        self._made: list[Message] = []
         self._owed: deque[Message] = deque()
         self._losses = 0
         self.fingerprint: dict[str, str] = {}
@@ -136,7 +136,7 @@ class RemoteWorker(Handle):
 
     def start(self) -> None:
         """See `Handle`; a worker that was started before is tried for longer, as after a lost connection."""
-        self._compiled, self._owed, self._losses = [], deque(), 0
+        self._made, self._owed, self._losses = [], deque(), 0
         if self.fingerprint:
             self._again()
             return
@@ -191,8 +191,8 @@ class RemoteWorker(Handle):
                 raise
             else:
                 message = self._answered()
-                if message[0] == "compile":
-                    self._compiled.append(message)
+                if message[0] in ("compile", "meter"):
+                    self._made.append(message)
                 return np.array(value, dtype=np.int64) if message[0] == "round" else value
 
     def _answered(self) -> Message:
@@ -209,13 +209,13 @@ class RemoteWorker(Handle):
     def _again(self) -> None:
         """Connects again, with patience, to the same machine, and brings a new worker to where the lost one was."""
         reason = ""
-        for wait in self._waits:
+        for wait in WAITS:
             time.sleep(wait)
             try:
                 found = self._begin()
                 if found != self.fingerprint:
                     raise ConnectionLostError(f"{self.where} is another machine or runtime since the connection was lost; measure again")
-                for message in self._compiled:
+                for message in self._made:
                     self._write(message)
                     self._read(300)
                 for message in self._owed:
@@ -227,7 +227,7 @@ class RemoteWorker(Handle):
             except DeviceError as error:
                 raise ConnectionLostError(str(error)) from None
         raise ConnectionLostError(
-            f"the connection to {self.where} was lost and could not be had again in {sum(self._waits):.0f} s ({reason}); "
+            f"the connection to {self.where} was lost and could not be had again in {sum(WAITS):.0f} s ({reason}); "
             "what was measured is kept: the same command goes on from here"
         )
 
@@ -366,7 +366,7 @@ def failure(error: Exception, remote: Remote, where: str) -> Exception:
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         known = remote.known_hosts or "~/.ssh/known_hosts"
         return DeviceError(
-            f"the host key of {where} is not trusted ({error.reason}); compare it with the machine's own and put it into {known} "
+            f"the host key of {where} is not trusted; compare it with the machine's own and put it into {known} "
             f"(`ssh-keyscan -p {remote.port} {remote.host}` shows it)"
         )
     if isinstance(error, asyncssh.PermissionDenied):
