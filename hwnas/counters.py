@@ -201,10 +201,8 @@ class Meter:
     PATIENCE_S = 5.0
     """A counter that stands still for so long is dead."""
 
-    def __init__(
-        self, counter: Counter, seconds: float, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
-        self.counter, self._clock, self._sleep = counter, clock, sleep
+    def __init__(self, counter: Counter, seconds: float, clock: Clock | None = None, sleep: Callable[[float], None] | None = None) -> None:
+        self.counter, self._clock, self._sleep = counter, clock or time.monotonic, sleep or time.sleep
         self.interval_s = self._watch() if counter.steps else 1e-3
         self._seconds = max(seconds, self.FEWEST * self.interval_s)
         self._burst_s = max(0.1 * self.interval_s, 1e-3)

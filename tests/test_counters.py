@@ -52,7 +52,7 @@ class Machine:
         self.drawn_uj += 1e3 * self.inference_mj
         self.pass_by(self.inference_s)
 
-    def meter(self, seconds: float = 0.5) -> Meter:
+    def meter(self, seconds: float = 0.2) -> Meter:
         return Meter(Rapl(self.root), seconds, self.clock, self.pass_by)
 
 
@@ -62,8 +62,10 @@ def net_mj(meter: Meter, run: Callable[[], None]) -> float:
     return 1e3 * (busy.joules - idle.watts * busy.seconds) / busy.runs
 
 
-@pytest.mark.parametrize("update_s", [1e-3, 0.02, 0.1])
-@pytest.mark.parametrize(("inference_mj", "inference_s"), [(0.05, 5e-5), (2.0, 1e-3), (90.0, 0.03)])
+@pytest.mark.parametrize(
+    ("update_s", "inference_mj", "inference_s"),
+    [(1e-3, 0.4, 5e-5), (1e-3, 90.0, 0.03), (0.02, 2.0, 1e-3), (0.1, 0.4, 1e-4), (0.1, 90.0, 0.03)],
+)
 def test_energy_of_an_inference_is_found_and_idle_power_taken_out(
     tmp_path: Path, update_s: float, inference_mj: float, inference_s: float
 ) -> None:
@@ -72,11 +74,11 @@ def test_energy_of_an_inference_is_found_and_idle_power_taken_out(
     assert meter.interval_s == pytest.approx(update_s, rel=0.25)
     assert meter.window(None).watts == pytest.approx(machine.idle, rel=0.01)
     window = meter.window(machine.run)
-    assert window.seconds >= max(0.5, 20 * 0.75 * update_s) and window.runs == pytest.approx(window.seconds / inference_s, rel=0.03)
+    assert window.seconds >= max(0.2, 20 * 0.75 * update_s) and window.runs == pytest.approx(window.seconds / inference_s, rel=0.01)
     assert net_mj(meter, machine.run) == pytest.approx(inference_mj, rel=0.02)
 
 
-@pytest.mark.parametrize("before_the_top_uj", [1.0, 4e5, 3e6, 5e6])
+@pytest.mark.parametrize("before_the_top_uj", [1.0, 4e5, 2e6, 4e6])
 def test_a_counter_that_begins_anew_in_the_middle(tmp_path: Path, before_the_top_uj: float) -> None:
     machine = Machine(tmp_path, start_uj=TOP_UJ - before_the_top_uj)
     assert net_mj(machine.meter(), machine.run) == pytest.approx(2.0, rel=0.02)
@@ -133,10 +135,11 @@ def test_a_counter_that_may_not_be_read(open_folder: Path) -> None:
         os.seteuid(user)
 
 
-def test_a_counter_that_stands_still(tmp_path: Path) -> None:
+def test_a_counter_that_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Meter, "PATIENCE_S", 0.2)
     machine = Machine(tmp_path)
     meter = machine.meter()
-    refused(lambda: Meter(Rapl(tmp_path, "dram"), 0.5, machine.clock, machine.pass_by), "rapl dram has not moved in 5 s")
+    refused(lambda: Meter(Rapl(tmp_path, "dram"), 0.5, machine.clock, machine.pass_by), "rapl dram has not moved in 0.2 s")
     machine.update_s = math.inf
     refused(lambda: meter.window(machine.run), "has not moved")
     machine.update_s = 1e-3
@@ -172,7 +175,7 @@ class Rail:
 def test_a_rail_is_integrated(tmp_path: Path, product: bool) -> None:
     rail = Rail(tmp_path, 1.5, 4.0, product=product)
     counter = Ina(str(tmp_path), 2 if product else 1, rail.clock)
-    meter = Meter(counter, 0.5, rail.clock, rail.sleep)
+    meter = Meter(counter, 0.1, rail.clock, rail.sleep)
     assert net_mj(meter, rail.run) == pytest.approx(1e3 * (4.0 - 1.5) * 4e-3, rel=1e-3)
 
 

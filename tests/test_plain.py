@@ -39,7 +39,8 @@ def test_a_device_is_read_without_pydantic() -> None:
 def test_bounds_and_types_are_those_of_pydantic() -> None:
     cases: list[tuple[Any, list[Any]]] = [
         (int, [3, "x", True, 2.5, None]), (float, [3, 2.5, "x"]), (str, ["x", 3]), (bool, [True]), (Any, [3, "x", None]),
-        (int | None, [None, 3, "x"]), (Literal["a", "b"], ["a", "c"]), (list[int], [[1, 2], ["x"], 3]), (dict[str, int], [{"a": 1}, {"a": "x"}]),
+        (int | None, [None, 3, "x"]), (Literal["a", "b"], ["a", "c"]), (list[int], [[1, 2], ["x"], 3]),
+        (dict[str, int], [{"a": 1}, {"a": "x"}]),
         (tuple[int, ...], [[1, 2], ["x"]]), (tuple[int, str], [[1, "x"], [1]]), (Sequence[float], [[1, 2.5], 3]),
         (Annotated[int, pydantic.Field(ge=1, lt=4)], [1, 3]),
     ]  # fmt: skip
