@@ -235,8 +235,8 @@ def profile_operators(
     An operator that the runtime refuses, crashes or hangs on becomes a named bad row; the others are measured.
     """
     protocol = protocol or Protocol()
-    if tables.device.energy.source != "modelled" and tables.energies().missing(operators):
-        require_counter(tables.device)
+    if tables.device.energy.source != "modelled":
+        count_energy(tables, operators, protocol=protocol, progress=progress)
     table = tables.operators("latency_ms")
     missing = table.missing(operators)
     if missing:
@@ -259,8 +259,6 @@ def profile_operators(
         journal.unlink(missing_ok=True)
     if tables.device.energy.source == "modelled":
         model_energy(tables, operators)
-    else:
-        count_energy(tables, operators, protocol=protocol, progress=progress)
     return table
 
 
@@ -289,21 +287,23 @@ def count_energy(
 
     Raises:
         DeviceError: the device's counter is not there or may not be read.
+        TableError: the table's rows come from another source or counter.
     """
     energy = tables.energies()
     missing = energy.missing(operators)
     if missing:
+        counter = require_counter(tables.device)
+        if energy.rows and counter != energy.facts.get("energy counter"):
+            raise TableError(
+                f"{tables.folder / 'energy_mj.csv'} was counted by {energy.facts.get('energy counter')!r}, which does not mix with "
+                f"{counter!r}; move the file away to count anew, or change `energy`"
+            )
         journal = tables.folder / "energy.journal"
         models: dict[str, bytes] = {}
         copies: dict[OpSpec, int] = {}
         for op in missing:
             models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
         found = measure_energy(models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, progress=progress)
-        if energy.rows and found.counter != energy.facts.get("energy counter"):
-            raise TableError(
-                f"{tables.folder / 'energy_mj.csv'} was counted by {energy.facts.get('energy counter')!r}, which does not mix with "
-                f"{found.counter!r}; move the file away to count anew, or change `energy`"
-            )
         rows = {}
         for op in missing:
             short, long = found.draws.get(f"{op} short"), found.draws.get(f"{op} long")

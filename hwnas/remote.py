@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 WAITS = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Seconds before each attempt to have a lost connection again."""
+KEEPALIVE_S = 5.0
+"""How often a silent connection is asked whether it is there; without an answer to three in a row it is lost."""
 MOST_LOSSES = 3
 """How often the connection may be lost with the same model in hand before the model is held to be the reason."""
 OLDEST = (3, 10)
@@ -171,6 +173,9 @@ class RemoteWorker(Handle):
             self._write(message)
         except _LostError:
             self._recover()
+        except DeviceError:
+            self._owed.clear()
+            raise
 
     def receive(self, timeout_s: float) -> Any:
         """See `Handle`; a lost connection is had again meanwhile.
@@ -346,7 +351,7 @@ class RemoteWorker(Handle):
 
 
 async def connect(remote: Remote) -> asyncssh.SSHClientConnection:
-    """A connection that notices within 20 s that the other end is gone. Only keys are tried, and known_hosts is always asked."""
+    """A connection that notices when the other end is gone. Only keys are tried, and known_hosts is always asked."""
     import asyncssh
 
     paths = {"client_keys": remote.key, "known_hosts": remote.known_hosts}
@@ -355,7 +360,7 @@ async def connect(remote: Remote) -> asyncssh.SSHClientConnection:
         given["username"] = remote.user
     return await asyncssh.connect(
         remote.host, remote.port, **given,
-        preferred_auth="publickey", connect_timeout=20, login_timeout=20, keepalive_interval=5, keepalive_count_max=3,
+        preferred_auth="publickey", connect_timeout=20, login_timeout=20, keepalive_interval=KEEPALIVE_S, keepalive_count_max=3,
     )  # fmt: skip
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hwnas import plugins, resources
 from hwnas.device import Device
@@ -201,3 +203,10 @@ def test_idle_power_of_the_model_takes_as_long_as_the_operator(device: Device, d
     other = DeviceTables(tmp_path, with_energy(modelled, idle_watts=1.0), tables.fingerprint)
     with pytest.raises(TableError, match="is not known"):
         other.energy(diamond)  # rows of another model do not count
+
+
+@pytest.mark.parametrize("page", ["energy.md", "remote.md"])
+def test_the_examples_of_the_documentation_are_devices(page: str) -> None:
+    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
+    found = [Device.model_validate(yaml.safe_load(block)) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert found and all(device.remote or device.energy for device in found)

@@ -160,6 +160,20 @@ def test_code_and_models_are_copied_once_and_suffice(words: Device) -> None:
 
 
 @needs_sshd
+def test_models_that_cannot_be_kept(words: Device) -> None:
+    assert words.remote is not None
+    folder = Path(words.remote.folder)
+    folder.mkdir()
+    (folder / "models").write_text("in the way\n", encoding="utf-8")
+    with RemoteWorker(words) as worker:
+        for _ in range(2):
+            with pytest.raises(DeviceError, match="cannot keep a model in .*models: .*make room there or change `folder`"):
+                worker.request(("compile", "work 1", b"work 1"), 5.0)
+        (folder / "models").unlink()
+        assert worker.request(("compile", "work 1", b"work 1"), 5.0) > 0
+
+
+@needs_sshd
 def test_every_failure_has_its_name_and_nothing_is_left_running(words: Device, far: Server) -> None:
     bad = {
         "crash at once": "crashed the runtime (SIGSEGV)",
@@ -174,24 +188,28 @@ def test_every_failure_has_its_name_and_nothing_is_left_running(words: Device, f
 
 
 @needs_sshd
-@pytest.mark.parametrize("how", ["session killed", "line dropped"])
-def test_a_cut_connection_goes_on_with_the_visit_in_hand(words: Device, far: Server, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", ["session killed", "line dropped", "line silent"])
+def test_a_cut_connection_goes_on_with_the_visit_in_hand(
+    words: Device, far: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(remote, "KEEPALIVE_S", 0.5)
     proxy = Proxy(far.port)
     far.trust(proxy.port)
     journal = tmp_path / "session.journal"
 
     def cut(what: str, done: int, of: int) -> None:
-        if what == "round" and done in (3, 8):
-            proxy.drop() if how == "line dropped" else far.cut()
+        if what == "round" and done == 3:
+            {"session killed": far.cut, "line dropped": proxy.drop, "line silent": proxy.hush}[how]()
 
     try:
-        found = measured(at(words, port=proxy.port), "work 1", "work 2", "work 3", journal=journal, progress=cut)
+        found = measured(at(words, port=proxy.port), "work 1", "work 2", journal=journal, progress=cut)
     finally:
         proxy.close()
-    assert found.failures == {} and found.timings.keys() == {"work 1", "work 2", "work 3"}
-    assert len([line for line in log(words) if line.startswith("start")]) == proxy.accepted == 3
+    assert found.failures == {} and found.timings.keys() == {"work 1", "work 2"}
+    started = [int(line.split()[1]) for line in log(words) if line.startswith("start")]
+    assert len(started) == proxy.accepted == 2 and not any(alive(process) for process in started)
     visits = journal.read_text(encoding="utf-8").splitlines()[1:]
-    assert len(visits) == QUICK.rounds * 4  # every visit once, the reference's too
+    assert len(visits) == QUICK.rounds * 3  # every visit once, the reference's too
 
 
 @needs_sshd
