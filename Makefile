@@ -1,7 +1,8 @@
 # The same commands for a stranger, a developer and CI. `make PYTHON=python3.12 ...` takes another interpreter for a new .venv.
 
 PYTHON ?= python3
-VENV := .venv
+# made and removed by these rules, so it cannot be pointed at an environment of yours
+override VENV := .venv
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 TESTS := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 

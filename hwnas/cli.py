@@ -114,6 +114,7 @@ def export(
     run: RunArgument,
     budget: Annotated[list[str] | None, typer.Option(help="A tighter budget, e.g. latency_ms=0.5; may be given several times.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the exported models [default: RUN/export].")] = None,
+    tables: Tables = None,
     as_json: Json = False,
 ) -> None:
     """Write the front as ONNX models, measure each on the device, and keep those inside the budgets."""
@@ -121,7 +122,7 @@ def export(
 
     opened = _open_run(run)
     with _progress() as progress:
-        export_run(opened, out=out, budgets=_budgets(budget or ()), progress=progress)
+        export_run(opened, out=out, budgets=_budgets(budget or ()), tables=tables, progress=progress)
     _show_front(opened, as_json, out)
 
 
@@ -167,7 +168,7 @@ def run_all(config: Config, overrides: Overrides = None, run: RunFolder = None, 
     with _progress() as progress:
         _profile(experiment, tables, progress)
         done = run_search(experiment, folder, tables=tables, progress=progress)
-        exported = export_run(done, progress=progress)
+        exported = export_run(done, tables=tables, progress=progress)
         reports, passed = _verify(exported, progress)
         files = report_run(done)
     if not passed:

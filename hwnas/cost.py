@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +11,14 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import Tensor, nn
 
 from hwnas import resources
 from hwnas.errors import ConfigError, MissingPriceError, SpaceError, TableError
 from hwnas.op import OpSpec
-from hwnas.space import Architecture, Decision, SearchSpace
+from hwnas.space import IDENTITY, Architecture, Decision, SearchSpace
 
 MOST_PATTERNS = 1 << 16
 """Presence patterns that are enumerated for the exact expectation; 14 edges of a DARTS cell have 2^14."""
@@ -243,12 +245,22 @@ class _Terms:
         index = {op: i for i, op in enumerate(operators)}
         found: dict[tuple[tuple[Decision, ...], bytes], dict[int, int]] = {}
         bits: dict[bytes, Mask] = {}
-        for site, lives in zip(space.sites, alive, strict=True):
-            match = _matches(site.when, classes, live_slots, patterns)
+
+        def count(op: OpSpec, when: tuple[Decision, ...], lives: Mask) -> None:
+            match = _matches(when, classes, live_slots, patterns)
             key = b"" if bool(lives[match].all()) else lives.tobytes()
             bits.setdefault(key, lives)
-            uses = found.setdefault((site.when, key), {})
-            uses[index[site.op]] = uses.get(index[site.op], 0) + 1
+            uses = found.setdefault((when, key), {})
+            uses[index[op]] = uses.get(index[op], 0) + 1
+
+        writers = _writers(space, classes, alive)
+        computed = _computed(space, alive, writers)
+        for site, lives in zip(space.sites, computed, strict=True):
+            if site.op.kind != IDENTITY and lives.any():
+                count(site.op, site.when, lives)
+        for node, writing in writers.items():
+            for k in range(2, int(writing.max(initial=0)) + 1):
+                count(space.addition(node), (), writing >= k)
         self.terms = sorted(found, key=lambda term: (term[1] != b"", tuple(slot for slot, _ in term[0]), term))
         self.usage = torch.zeros(len(self.terms), len(operators), dtype=torch.float64)
         for row, term in enumerate(self.terms):
@@ -342,16 +354,17 @@ class _Terms:
 def _patterns(space: SearchSpace) -> tuple[list[list[int]], list[int], Patterns]:
     """For each slot the wiring class of each choice; the slots with more than one class; all patterns (pattern, live slot)."""
     classes = [list(range(n)) for n in space.num_choices]
+    twins = any(site.weightless for site in space.sites)  # whether a choice only hands on makes a difference then
     changed = True
     while changed:
         changed = False
         for slot in range(len(space.slots)):
-            wiring: list[set[object]] = [set() for _ in classes[slot]]
+            wiring: list[Counter[object]] = [Counter() for _ in classes[slot]]
             for site in space.sites:
                 for s, choice in site.when:
                     if s == slot:
                         rest = tuple((t, classes[t][c]) for t, c in site.when if t != slot and len(set(classes[t])) > 1)
-                        wiring[choice].add((site.inputs, site.output, rest))
+                        wiring[choice][site.inputs, site.output, rest, twins and site.op.kind == IDENTITY] += 1
             distinct = [w for i, w in enumerate(wiring) if w not in wiring[:i]]
             merged = [distinct.index(w) for w in wiring]
             if merged != classes[slot]:
@@ -391,3 +404,38 @@ def _alive(space: SearchSpace, classes: list[list[int]], live_slots: list[int], 
         for node in site.inputs:
             used[node] = used.get(node, nothing) | alive[i]
     return alive
+
+
+def _writers(space: SearchSpace, classes: list[list[int]], alive: list[Mask]) -> dict[str, NDArray[np.int64]]:
+    """How many live sites write each node, in every pattern. Choices of one class are alternatives: they count once."""
+    kinds: dict[str, dict[tuple[Decision, ...], dict[tuple[Decision, ...], NDArray[np.int64]]]] = {}
+    for site, lives in zip(space.sites, alive, strict=True):
+        wired = tuple((slot, classes[slot][choice]) for slot, choice in site.when)
+        alternatives = kinds.setdefault(site.output, {}).setdefault(wired, {})
+        alternatives[site.when] = alternatives.get(site.when, np.zeros(len(lives), np.int64)) + lives
+    return {node: np.sum([next(iter(a.values())) for a in groups.values()], 0) for node, groups in kinds.items()}
+
+
+def _computed(space: SearchSpace, alive: list[Mask], writers: Mapping[str, NDArray[np.int64]]) -> list[Mask]:
+    """For every site: in which patterns it is alive and computes what no earlier weightless site computes (see `space.steps`)."""
+    if not any(site.weightless for site in space.sites):
+        return alive
+    numbers = {node: i for i, node in enumerate([space.input, *writers])}
+    size = len(alive[0])
+    values = {space.input: np.zeros(size, np.int64)}
+    computed = list(alive)
+    known: dict[OpSpec, list[int]] = {}
+    for i, site in enumerate(space.sites):
+        value = values.setdefault(site.output, np.full(size, numbers[site.output]))
+        if site.op.kind == IDENTITY and site.output != space.output:
+            alone = alive[i] & (writers[site.output] == 1)
+            value[alone] = values[site.inputs[0]][alone]
+        elif site.weightless:
+            for j in known.setdefault(site.op, []):
+                other = space.sites[j]
+                equal = [values[a] == values[b] for a, b in zip(site.inputs, other.inputs, strict=True)]
+                twin = computed[i] & computed[j] & np.logical_and.reduce(equal)
+                value[twin] = values[other.output][twin]
+                computed[i] = computed[i] & ~twin
+            known[site.op].append(i)
+    return computed

@@ -77,7 +77,7 @@ def measure_energy(
     Raises:
         DeviceError: the counter is not there or may not be read, or the device cannot run even the reference model.
     """
-    session = _EnergySession(models, device, protocol or Protocol(), reference, np.random.default_rng(seed), progress)
+    session = _EnergySession(models, device, protocol or Protocol(), reference, np.random.default_rng(seed), progress, None)
     with open_worker(device, session.protocol.memory_gb) as worker:
         return session.draw(worker, journal)
 

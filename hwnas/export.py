@@ -88,17 +88,21 @@ class Predicted(_Record):
 
 
 class Measured(_Record):
-    """A measured latency: `low` is comparable with predictions, p50 and p90 are what a user feels, `n` counts runs."""
+    """A measured latency, ms: `low` is comparable with predictions, p50 and p90 are what a user feels, `n` counts runs.
+
+    `reference` is what the reference model took meanwhile: the state of the machine.
+    """
 
     p50: FiniteFloat
     p90: FiniteFloat
     low: FiniteFloat
     n: int
+    reference: FiniteFloat | None = None
 
     @classmethod
-    def of(cls, timing: Timing) -> Measured:
+    def of(cls, timing: Timing, reference_ms: float | None = None) -> Measured:
         """What the protocol found."""
-        return cls(p50=timing.p50_ms, p90=timing.p90_ms, low=timing.low_ms, n=timing.n)
+        return cls(p50=timing.p50_ms, p90=timing.p90_ms, low=timing.low_ms, n=timing.n, reference=reference_ms)
 
 
 class Tensor(_Record):
@@ -317,9 +321,12 @@ def complete(folder: Path) -> Manifest | None:
 
 def measure_members(
     models: Mapping[str, Path], device: Device, *,
-    protocol: MeasuringProtocol | None = None, journal: Path | None = None, seed: int = 0, progress: Progress = silent,
+    protocol: MeasuringProtocol | None = None, journal: Path | None = None, level_ms: float | None = None, seed: int = 0,
+    progress: Progress = silent,
 ) -> Measurement:  # fmt: skip
     """Times exported models, by name, on the device, all of them in one interleaved session; the dynamic axis is the device's batch.
+
+    `level_ms` is the state of the machine that is wanted: what the reference model took when the tables were measured.
 
     Raises:
         ExportError: a file is not there.
@@ -329,4 +336,6 @@ def measure_members(
         content = {name: path.read_bytes() for name, path in models.items()}
     except OSError as error:
         raise ExportError(f"cannot read {error.filename}: {error.strerror}; export the member again") from None
-    return measure(content, device, reference=reference_onnx(), protocol=protocol, journal=journal, seed=seed, progress=progress)
+    return measure(
+        content, device, reference=reference_onnx(), protocol=protocol, journal=journal, level_ms=level_ms, seed=seed, progress=progress
+    )

@@ -12,13 +12,14 @@ import numpy as np
 import pydantic
 
 from hwnas import __version__
+from hwnas.config import tables_root
 from hwnas.device import Device, digest
 from hwnas.errors import BudgetError, ConfigError, ExportError, nearest
 from hwnas.evaluate import MEASURED, Objective
 from hwnas.export import Facts, Measured, complete, describe, finish_member, load_exporter, measure_members, replace_file, write_model
 from hwnas.measure import Progress, Protocol, silent
 from hwnas.pareto import hypervolume, nondominated, reference_point
-from hwnas.profile import fingerprint, paper_costs
+from hwnas.profile import DeviceTables, fingerprint, paper_costs
 from hwnas.report import draw_png, front_data, write_html
 from hwnas.run import Run
 from hwnas.search import Member, load_member, read_members
@@ -39,7 +40,14 @@ class Exported(pydantic.BaseModel):
     left_out: dict[str, str]
 
 
-def export_run(run: Run, *, out: Path | None = None, budgets: Mapping[str, float] | None = None, progress: Progress = silent) -> Path:
+def export_run(
+    run: Run,
+    *,
+    out: Path | None = None,
+    budgets: Mapping[str, float] | None = None,
+    tables: Path | None = None,
+    progress: Progress = silent,
+) -> Path:
     """Writes the trained members as models, measures all of them in one session, and keeps those inside every budget.
 
     Members that another one beats in every objective, by measurement, are left out too. The test part of the data is
@@ -73,8 +81,9 @@ def export_run(run: Run, *, out: Path | None = None, budgets: Mapping[str, float
         written.append(member.name)
     progress("export", len(members), len(members))
     models = {name: folder / name / "model.onnx" for name in written}
-    found = measure_members(models, device, journal=folder / "latency.journal", progress=progress)
-    measured = {name: {LATENCY: Measured.of(timing)} for name, timing in found.timings.items()}
+    level = DeviceTables(tables_root(tables), device, here).reference_ms
+    found = measure_members(models, device, journal=folder / "latency.journal", level_ms=level, progress=progress)
+    measured = {name: {LATENCY: Measured.of(timing, found.reference_ms)} for name, timing in found.timings.items()}
     left_out = {name: f"the runtime cannot run it: {reason}" for name, reason in found.failures.items()}
     left_out |= _over_budget([m for m in members if m.name in measured], measured, limits)
     kept = [member for member in members if member.name not in left_out]

@@ -111,6 +111,21 @@ def relu(op: OpSpec) -> nn.Module:
     return nn.ReLU()
 
 
+class Sum(nn.Module):
+    """x + x: what an addition costs where nothing else is known of its terms."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x
+
+
+@operator("add")
+def add(op: OpSpec) -> nn.Module:
+    """The addition at a node that several operators write."""
+    if (op.c_in, op.stride) != (op.c_out, 1):
+        raise SpaceError(f"{op} must keep its shape to be an addition")
+    return Sum()
+
+
 @operator("mbconv")
 def mbconv(op: OpSpec) -> nn.Module:
     """MobileNetV2's inverted bottleneck (arXiv 1801.04381): expand to `hidden`, depthwise, project; residual where shapes allow."""

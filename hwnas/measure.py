@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
@@ -36,12 +37,14 @@ class Protocol:
     """How everything is measured; printed in every table.
 
     A visit to a model is one untimed run, then timed runs for about `visit_ms`. In a round every model is visited
-    once in random order and the reference model after every `reference_every` visits; a round's times are divided by
-    the reference's drift. The price is the `percentile` of all timed runs. Models whose standard error is above
-    `wide` of their price get more rounds, up to `most_rounds`.
+    once in random order, and the reference model before every `reference_every` visits and at the end. A machine has
+    states (a neighbour on the same core, a clock rate) that slow different operators by different factors, so only
+    steady visits count: those between two visits of the reference that are both within `steady` of its level. The
+    price is the `percentile` of all timed runs of steady visits. Models with fewer than `rounds` of them, or whose
+    standard error is above `wide` of their price, get more rounds, up to `most_rounds`.
     """
 
-    version: int = 1
+    version: int = 2
     rounds: int = 10
     most_rounds: int = 24
     visit_ms: float = 2.0
@@ -50,6 +53,7 @@ class Protocol:
     percentile: float = 10.0
     wide: float = 0.01
     reference_every: int = 16
+    steady: float = 0.12
     compile_timeout_s: float = 60.0
     run_timeout_s: float = 30.0
     memory_gb: float = 0.0
@@ -78,11 +82,13 @@ class Measurement:
     failures: dict[str, str]
     fingerprint: dict[str, str]
     drift: float
-    """Relative spread of the reference model over the rounds (standard deviation / mean)."""
+    """Relative spread of the reference model over its visits (standard deviation / mean)."""
     reference_ms: float
-    """The reference model's price in this session: what times of another session are compared through."""
+    """The reference model's level that the times belong to: the one asked for where the machine ran at it, else this session's."""
     halves: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Each model's price from the even and from the odd rounds alone: their difference is the noise floor."""
+    """Each model's price from every second visit and from the others: their difference is the noise floor."""
+    steady: float = 1.0
+    """The share of visits that were steady."""
 
     def noise_floor(self) -> float:
         """Median relative difference of a model measured twice, in the even and in the odd rounds."""
@@ -174,18 +180,21 @@ def measure(
     reference: bytes,
     protocol: Protocol | None = None,
     journal: Path | None = None,
+    level_ms: float | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Measurement:
     """Times every model on the device, all of them in one interleaved session.
 
+    `level_ms` is what the reference model takes in the state of the machine that is wanted (that of an earlier
+    session); without it, and where the machine did not run in that state, it is the state it was in most of the time.
     With a `journal` every visit is kept in that file; a session that was killed goes on where it stopped, with the
     visits of models whose bytes are the same. The caller removes the file when the results are safe elsewhere.
 
     Raises:
         DeviceError: the device cannot run even the reference model.
     """
-    session = _Session(models, device, protocol or Protocol(), reference, np.random.default_rng(seed), progress)
+    session = _Session(models, device, protocol or Protocol(), reference, np.random.default_rng(seed), progress, level_ms)
     with open_worker(device, session.protocol.memory_gb) as worker:
         return session.run(worker, journal)
 
@@ -199,12 +208,14 @@ class _Session:
         reference: bytes,
         rng: np.random.Generator,
         progress: Progress,
+        level_ms: float | None,
     ) -> None:
+        self.wanted_ms = level_ms
         self.models = {REFERENCE: reference, **models}
         self.device, self.protocol, self.rng, self.progress = device, protocol, rng, progress
         self.failures: dict[str, str] = {}
         self.first_ms: dict[str, float] = {}
-        self.visits: dict[str, dict[int, list[NDArray[np.float64]]]] = {key: {} for key in self.models}
+        self.visits: list[Visit] = []
 
     def run(self, worker: Handle, journal: Path | None) -> Measurement:
         self.fingerprint = worker.fingerprint
@@ -231,7 +242,7 @@ class _Session:
             latest = max(latest, entry["round"])
             key = digests.get(entry["model"])
             if key is not None:
-                self.visits[key].setdefault(entry["round"], []).append(np.array(entry["ns"]) * 1e-6)
+                self.visits.append(Visit(key, np.array(entry["ns"]) * 1e-6))
         return latest + 1
 
     def _digest(self, key: str) -> str:
@@ -274,30 +285,44 @@ class _Session:
             last = now
 
     def _todo(self) -> list[str]:
-        """The models that need another round: all at first, then those whose price is still uncertain."""
+        """The models that need another round: with too few steady visits, or whose price is still uncertain."""
+        number = Counter(visit.key for visit in self.visits)
+        steady = self._steady(self._level())
         todo = []
         for key in self.models:
-            if key == REFERENCE or key in self.failures:
+            if key == REFERENCE or key in self.failures or number[key] >= self.protocol.most_rounds:
                 continue
-            rounds = self.visits[key]
-            if len(rounds) < self.protocol.rounds:
+            found = steady.get(key, [])
+            if len(found) < self.protocol.rounds:
                 todo.append(key)
-            elif len(rounds) < self.protocol.most_rounds:
-                low, error = self._low(rounds.values())
+            else:
+                low, error = self._low(found)
                 if error > self.protocol.wide * low:
                     todo.append(key)
         return todo
 
-    def _low(self, rounds: Sequence[list[NDArray[np.float64]]] | Any) -> tuple[float, float]:
-        per_round = [float(np.percentile(np.concatenate(visits), self.protocol.percentile)) for visits in rounds]
-        middle = float(np.median(per_round))
-        error = 1.25 * 1.4826 * float(np.median(np.abs(np.array(per_round) - middle))) / len(per_round) ** 0.5
+    def _level(self) -> float:
+        references = [visit.low_ms for visit in self.visits if visit.key == REFERENCE]
+        return self.wanted_ms or usual_level(references, self.protocol.steady)
+
+    def _steady(self, level: float) -> dict[str, list[NDArray[np.float64]]]:
+        """Each model's samples, visit by visit, of its steady visits."""
+        found: dict[str, list[NDArray[np.float64]]] = {}
+        for visit, steady in zip(self.visits, steady_visits(self.visits, level, self.protocol.steady), strict=True):
+            if steady:
+                found.setdefault(visit.key, []).append(visit.samples)
+        return found
+
+    def _low(self, visits: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+        per_visit = [float(np.percentile(samples, self.protocol.percentile)) for samples in visits]
+        middle = float(np.median(per_visit))
+        error = 1.25 * 1.4826 * float(np.median(np.abs(np.array(per_visit) - middle))) / len(per_visit) ** 0.5
         return middle, error
 
     def _round(self, worker: Handle, todo: list[str], number: int, log: _Journal) -> None:
         order = [todo[i] for i in self.rng.permutation(len(todo))]
         step = self.protocol.reference_every
-        visits = [key for i in range(0, len(order), step) for key in (REFERENCE, *order[i : i + step])]
+        visits = [*(key for i in range(0, len(order), step) for key in (REFERENCE, *order[i : i + step])), REFERENCE]
         remaining = [key for key in visits if key not in self.failures]
         while remaining:
             worker.send(("round", [(key, self._runs(key)) for key in remaining]))
@@ -305,10 +330,10 @@ class _Session:
             try:
                 for key in remaining:
                     samples = worker.receive(self.protocol.run_timeout_s)
-                    self.visits[key].setdefault(number, []).append(samples * 1e-6)
+                    self.visits.append(Visit(key, samples * 1e-6))
                     log.write({"round": number, "model": self._digest(key), "ns": [int(ns) for ns in samples]})
                     position += 1
-                    self.progress("round", sum(len(v) for v in self.visits.values()), self.protocol.rounds * len(self.models))
+                    self.progress("round", len(self.visits), self.protocol.rounds * len(self.models))
                 return
             except DeviceError as error:
                 self._fail(remaining[position], str(error))
@@ -322,27 +347,68 @@ class _Session:
 
     def _reduce(self) -> Measurement:
         percentile = self.protocol.percentile
-        reference = {number: float(np.percentile(np.concatenate(v), percentile)) for number, v in self.visits[REFERENCE].items()}
-        level = float(np.median(list(reference.values()))) if reference else 1.0
+        keys = [key for key in self.models if key != REFERENCE and key not in self.failures]
+        level = self._level()
+        steady = self._steady(level)
+        if self.wanted_ms and sum(len(steady.get(key, [])) >= _FEWEST_STEADY for key in keys) < 0.9 * len(keys):
+            self.wanted_ms = None  # the machine is in another state than it was: all of this session's own
+            level = self._level()
+            steady = self._steady(level)
         timings, halves = {}, {}
-        for key, rounds in self.visits.items():
-            if key in self.failures or key == REFERENCE:
+        for key in keys:
+            visits = steady.get(key, [])
+            if len(visits) < min(_FEWEST_STEADY, self.protocol.rounds):
+                visits = [visit.samples for visit in self.visits if visit.key == key]
+            if not visits:
                 continue
-            steady = {number: np.concatenate(v) * (level / reference.get(number, level)) for number, v in rounds.items()}
-            samples = np.concatenate(list(steady.values()))
-            low = float(np.percentile(samples, percentile))
-            error = self._low([[v] for v in steady.values()])[1]
+            samples = np.concatenate(visits)
             p50, p90 = (float(p) for p in np.percentile(samples, [50, 90]))
-            timings[key] = Timing(low, error, p50, p90, len(samples))
-            numbers = sorted(steady)
-            even, odd = ([steady[n] for n in numbers[start::2]] for start in (0, 1))
-            if even and odd:
-                halves[key] = (
-                    float(np.percentile(np.concatenate(even), percentile)),
-                    float(np.percentile(np.concatenate(odd), percentile)),
-                )
-        spread = np.array(list(reference.values())) if reference else np.ones(1)
-        return Measurement(timings, self.failures, self.fingerprint, float(spread.std() / spread.mean()), level, halves)
+            timings[key] = Timing(float(np.percentile(samples, percentile)), self._low(visits)[1], p50, p90, len(samples))
+            if len(visits) > 1:
+                even, odd = (float(np.percentile(np.concatenate(visits[start::2]), percentile)) for start in (0, 1))
+                halves[key] = even, odd
+        reference = np.array([visit.low_ms for visit in self.visits if visit.key == REFERENCE] or [1.0])
+        share = sum(map(len, steady.values())) / max(len(self.visits), 1)
+        drift = float(reference.std() / reference.mean())
+        return Measurement(timings, self.failures, self.fingerprint, drift, level, halves, share)
+
+
+_FEWEST_STEADY = 3
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The timed runs of one visit to a model, ms."""
+
+    key: str
+    samples: NDArray[np.float64]
+
+    @property
+    def low_ms(self) -> float:
+        """The quickest run."""
+        return float(self.samples.min())
+
+
+def usual_level(reference_ms: Sequence[float], steady: float) -> float:
+    """The reference model's time within `steady` of which most of its visits lie; the quickest such state among near equals."""
+    if not reference_ms:
+        return 1.0
+    times = np.sort(np.asarray(reference_ms, dtype=np.float64))
+    logs = np.log(times)
+    near = np.searchsorted(logs, logs + steady, "right") - np.searchsorted(logs, logs - steady, "left")
+    level = float(times[np.flatnonzero(near >= 0.9 * near.max())[0]])
+    return float(np.median(times[np.abs(logs - np.log(level)) <= steady]))
+
+
+def steady_visits(visits: Sequence[Visit], level_ms: float, steady: float) -> NDArray[np.bool_]:
+    """Which visits lie between visits of the reference that both took `level_ms`, give or take the share `steady`."""
+    places = np.array([i for i, visit in enumerate(visits) if visit.key == REFERENCE], dtype=np.int64)
+    if not len(places):
+        return np.ones(len(visits), dtype=np.bool_)
+    near = np.array([abs(np.log(visits[i].low_ms / level_ms)) <= steady for i in places])
+    after = np.searchsorted(places, np.arange(len(visits)))
+    before = np.clip(after - 1, 0, None)
+    return np.asarray(near[before] & near[np.clip(after, None, len(places) - 1)])
 
 
 class _Journal:

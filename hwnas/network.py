@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hwnas import layers
 from hwnas.errors import SpaceError
-from hwnas.space import Architecture, SearchSpace
+from hwnas.space import IDENTITY, Architecture, SearchSpace
 
 
 def execute(
@@ -23,7 +23,7 @@ def execute(
     """The value of the output node where exactly the sites `indices` (topological order, none dead) are there.
 
     `modules` holds a site's operator under `str(index)`; `weights` scales what a site writes (1 where it is None).
-    A dead input of a site that has others is zeros.
+    A dead input of a site that has others is zeros. What is weightless is computed once for the same value.
 
     Raises:
         SpaceError: the sites hold no path from the input to the output.
@@ -31,10 +31,19 @@ def execute(
     if not indices:
         raise SpaceError(f"there is no path from the input of {space.name} to its output under these choices")
     values: dict[str, Tensor] = {space.input: images}
+    computed: dict[tuple[object, ...], Tensor] = {}
     for i in indices:
         site = space.sites[i]
         inputs = [values[n] if n in values else images.new_zeros(images.shape[0], *space.node_shape(n)) for n in site.inputs]
-        out = modules[str(i)](*inputs)
+        known = (site.op, *map(id, inputs))
+        if site.op.kind == IDENTITY:
+            out = inputs[0]
+        elif site.weightless and known in computed:
+            out = computed[known]
+        else:
+            out = modules[str(i)](*inputs)
+            if site.weightless:
+                computed[known] = out
         if weights is not None:
             out = out * weights[i]
         values[site.output] = values[site.output] + out if site.output in values else out

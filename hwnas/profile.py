@@ -34,9 +34,12 @@ from hwnas.table import CostTable, NetworkTable, Row, Source
 CHAIN = 5
 """Copies in the long chain; the price is (time of 5 copies - time of 1) / 4 where the operator keeps its shape."""
 
+ANCHORS = 8
+"""Networks of the table that a later session measures again."""
+
 REFERENCE_FACT = "reference ms"
 """The fact that keeps the reference model's time in a table's first session: a whole machine drifts by tens of percent between
-sessions, so later ones are scaled to it."""
+sessions, so later ones wait for that state, or are scaled to it."""
 
 
 ENERGY_FACT = "energy source"
@@ -130,6 +133,12 @@ class DeviceTables:
                 f"{path} was measured elsewhere ({'; '.join(different)}); delete it and measure here with `hwnas profile`"
             )
 
+    @property
+    def reference_ms(self) -> float | None:
+        """What the reference model took when the operators were measured first: the state of the machine that prices belong to."""
+        level = self.operators("latency_ms").facts.get(REFERENCE_FACT)
+        return float(level) if level else None
+
     def explain_absence(self) -> str:
         """Why there is nothing for this machine: which other tables of the device there are, and what differs."""
         others = []
@@ -207,7 +216,7 @@ def chains(op: OpSpec, batch: int = 1) -> tuple[bytes, bytes, int]:
         with torch.device("meta"):
             entry = nn.Conv2d(op.c_in, op.c_in, 1)
             module = nn.Sequential(entry, *(layers.build(op) for _ in range(copies)))
-        return quick_onnx(module, shape, batch)
+        return quick_onnx(module, shape, batch, layers.output_shape(op) if copies else shape)
 
     return chain(short), chain(long), long - short
 
@@ -216,7 +225,7 @@ def network_onnx(space: SearchSpace, arch: Architecture, batch: int = 1) -> byte
     """A whole network as an ONNX model for measuring."""
     with torch.device("meta"):
         network = Network(space, arch)
-    return quick_onnx(network, space.input_shape, batch)
+    return quick_onnx(network, space.input_shape, batch, (space.classes,))
 
 
 def reference_onnx() -> bytes:
@@ -246,8 +255,17 @@ def profile_operators(
         for done, op in enumerate(missing):
             models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
             progress("lower operators", done + 1, len(missing))
-        found = measure(models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, progress=progress)
-        level = float(table.facts.get(REFERENCE_FACT, found.reference_ms))
+        wanted = tables.reference_ms
+        found = measure(
+            models,
+            tables.device,
+            reference=reference_onnx(),
+            protocol=protocol,
+            journal=journal,
+            level_ms=wanted,
+            progress=progress,
+        )
+        level = wanted or found.reference_ms
         rows = {op: row for op in missing if (row := _difference(found, op, copies[op], level / found.reference_ms)) is not None}
         table.add(rows, found.fingerprint)
         for op in missing:
@@ -343,7 +361,13 @@ def source_of(fingerprint: Mapping[str, str]) -> Source:
 def _facts(protocol: Protocol, found: Measurement) -> dict[str, str]:
     settings = {f"protocol {key}": value for key, value in protocol.as_text().items()}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": now, "noise floor": f"{found.noise_floor():.4f}", "drift": f"{found.drift:.4f}", **settings}
+    return {
+        "date": now,
+        "noise floor": f"{found.noise_floor():.4f}",
+        "drift": f"{found.drift:.4f}",
+        "steady": f"{found.steady:.3f}",
+        **settings,
+    }
 
 
 def measure_networks(
@@ -355,18 +379,36 @@ def measure_networks(
     journal: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[Architecture, Row], Measurement]:
-    """Whole networks measured in one interleaved session, in the table's time: divided by how much slower the reference model ran."""
+    """Whole networks measured in one interleaved session, in the time of the table's sessions.
+
+    The machine is wanted in the state in which the table was measured. Up to `ANCHORS` networks that the table holds
+    are measured again beside the others, and all are scaled by what these took then and take now.
+    """
+    known = tables.networks(space).rows
+    anchors = [arch for arch in known if arch not in archs][:ANCHORS]
     models = {}
-    for done, arch in enumerate(archs):
+    for done, arch in enumerate([*archs, *anchors]):
         models["-".join(map(str, arch))] = network_onnx(space, arch, tables.device.batch)
-        progress("lower networks", done + 1, len(archs))
-    found = measure(models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, progress=progress)
-    steady = float(tables.operators("latency_ms").facts.get(REFERENCE_FACT, found.reference_ms)) / found.reference_ms
-    rows = {}
-    for arch in archs:
-        timing = found.timings.get("-".join(map(str, arch)))
-        if timing is not None:
-            rows[arch] = Row(steady * timing.low_ms, steady * timing.error_ms, steady * timing.p50_ms, steady * timing.p90_ms, timing.n)
+        progress("lower networks", done + 1, len(archs) + len(anchors))
+    wanted = tables.reference_ms
+    found = measure(
+        models,
+        tables.device,
+        reference=reference_onnx(),
+        protocol=protocol,
+        journal=journal,
+        level_ms=wanted,
+        progress=progress,
+    )
+    timings = {arch: found.timings[key] for arch, key in zip([*archs, *anchors], models, strict=True) if key in found.timings}
+    steady = (wanted or found.reference_ms) / found.reference_ms
+    if both := [arch for arch in anchors if arch in timings]:
+        steady = float(np.median([known[arch].price / timings[arch].low_ms for arch in both]))
+    rows = {
+        arch: Row(steady * found.low_ms, steady * found.error_ms, steady * found.p50_ms, steady * found.p90_ms, found.n)
+        for arch, found in timings.items()
+        if arch not in anchors
+    }
     return rows, found
 
 

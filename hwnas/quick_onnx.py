@@ -124,18 +124,19 @@ RULES: dict[type[nn.Module], Rule] = {
 """How each kind of torch layer is written; a space with a layer of its own adds its rule here."""
 
 
-def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1) -> bytes:
-    """The module in eval mode as an ONNX model with random weights and an input of (batch, *shape).
+def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_shape: tuple[int, ...] | None = None) -> bytes:
+    """The module in eval mode as an ONNX model with random weights, an input of (batch, *shape) and an output of (batch, *out_shape).
 
-    It may live on the meta device, which is quicker.
+    It may live on the meta device. Without `out_shape` it runs once to find out, which takes longer than all the rest.
 
     Raises:
         SpaceError: the module holds a layer that `RULES` has no rule for, or does something that is neither a layer nor a sum.
     """
     module.eval()
-    device = next((parameter.device for parameter in module.parameters()), torch.device("meta"))
-    with torch.no_grad():
-        out_shape = list(module(torch.zeros(batch, *shape, device=device)).shape)
+    if out_shape is None:
+        device = next((parameter.device for parameter in module.parameters()), torch.device("meta"))
+        with torch.no_grad():
+            out_shape = tuple(module(torch.zeros(batch, *shape, device=device)).shape[1:])
     graph = Graph()
     names: dict[fx.Node, str] = {}
     traced = fx.symbolic_trace(nn.Sequential(module))  # a single layer would be looked into
@@ -162,7 +163,7 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1) -> byt
         graph.nodes,
         "measured",
         [value("input", TensorProto.FLOAT, [batch, *shape])],
-        [value(output, TensorProto.FLOAT, out_shape)],
+        [value(output, TensorProto.FLOAT, [batch, *out_shape])],
         graph.weights,
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)

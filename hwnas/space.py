@@ -6,9 +6,11 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +21,8 @@ from hwnas.op import OpSpec
 
 Architecture = tuple[int, ...]
 Decision = tuple[int, int]
+IDENTITY = "identity"
+"""The kind of the operator that hands its input on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,17 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Operator `op` reads the nodes `inputs` and adds into node `output` where all decisions `when` = ((slot, choice), ...) hold."""
+    """Operator `op` reads the nodes `inputs` and adds into node `output` where all decisions `when` = ((slot, choice), ...) hold.
+
+    A `weightless` operator gives the same for the same input, so a network holds it once for nodes of equal value; it
+    hangs on no decision and is the only writer of its node. An operator of kind `identity` is none: it hands on.
+    """
 
     op: OpSpec
     inputs: tuple[str, ...]
     output: str
     when: tuple[Decision, ...] = ()
+    weightless: bool = False
 
 
 @dataclass(eq=False)
@@ -72,6 +81,10 @@ class SearchSpace:
                 if not (0 <= slot < len(self.slots) and 0 <= choice < len(self.slots[slot].choices)):
                     raise SpaceError(f"site {site.op} of {self.name} hangs on decision {(slot, choice)}, which does not exist")
             written.add(site.output)
+            if site.weightless and (site.when or len(self.writers[site.output]) > 1):
+                raise SpaceError(
+                    f"weightless site {site.op} of {self.name} must hang on no decision and be the only writer of {site.output!r}"
+                )
         if self.output not in written:
             raise SpaceError(f"no site of {self.name} writes the output node {self.output!r}")
 
@@ -127,9 +140,41 @@ class SearchSpace:
         """The indices in `sites` of `graph(arch)`: equal for architectures that are the same network."""
         return self.prune(self._active(arch))
 
+    def steps(self, arch: Sequence[int]) -> tuple[Site, ...]:
+        """What the network computes: `graph(arch)` with nodes of equal value made one, so that nothing is handed on or computed twice."""
+        graph = self.graph(arch)
+        writers = Counter(site.output for site in graph)
+        same: dict[str, str] = {}
+        computed: dict[tuple[OpSpec, tuple[str, ...]], str] = {}
+        kept = []
+        for site in graph:
+            inputs = tuple(same.get(node, node) for node in site.inputs)
+            if site.op.kind == IDENTITY and writers[site.output] == 1 and site.output != self.output:
+                same[site.output] = inputs[0]
+            elif site.weightless and (site.op, inputs) in computed:
+                same[site.output] = computed[site.op, inputs]
+            else:
+                if site.weightless:
+                    computed[site.op, inputs] = site.output
+                kept.append(replace(site, inputs=inputs))
+        return tuple(kept)
+
     def lower(self, arch: Sequence[int]) -> tuple[OpSpec, ...]:
-        """The operators of the network, in topological order."""
-        return tuple(site.op for site in self.graph(arch))
+        """The operators of the network, in topological order; an addition for every writer of a node but its first."""
+        written: set[str] = set()
+        operators = []
+        for site in self.steps(arch):
+            if site.op.kind != IDENTITY:
+                operators.append(site.op)
+            if site.output in written:
+                operators.append(self.addition(site.output))
+            written.add(site.output)
+        return tuple(operators)
+
+    def addition(self, node: str) -> OpSpec:
+        """The operator that adds two values of a node."""
+        channels, height, width = self.node_shape(node)
+        return OpSpec("add", channels, channels, height, width)
 
     def prune(self, indices: Sequence[int]) -> tuple[int, ...]:
         """Those of the site indices that lie on a path from the input to the output."""
@@ -169,7 +214,17 @@ class SearchSpace:
 
     def operators(self) -> tuple[OpSpec, ...]:
         """Every distinct operator the space may need, sorted by key."""
-        return tuple(sorted({site.op for site in self.sites}, key=str))
+        chosen = {site.op for site in self.sites if site.op.kind != IDENTITY}
+        sums = {self.addition(node) for node, writers in self.writers.items() if _any_together(writers)}
+        return tuple(sorted(chosen | sums, key=str))
+
+    @cached_property
+    def writers(self) -> dict[str, list[Site]]:
+        """The sites that write each node."""
+        found: dict[str, list[Site]] = {}
+        for site in self.sites:
+            found.setdefault(site.output, []).append(site)
+        return found
 
     def node_shape(self, node: str) -> tuple[int, int, int]:
         """(channels, height, width) of a node's value."""
@@ -219,6 +274,12 @@ class SearchSpace:
             if chosen[slot.name] not in slot.choices:
                 raise SpaceError(f"slot {slot.name} has choices {', '.join(slot.choices)}, but got {chosen[slot.name]!r}")
         return self.check(slot.choices.index(chosen[slot.name]) for slot in self.slots)
+
+
+def _any_together(sites: Sequence[Site]) -> bool:
+    """Whether the decisions of two of the sites can hold at the same time."""
+    choices = [dict(site.when) for site in sites]
+    return any(all(b.get(slot, choice) == choice for slot, choice in a.items()) for a, b in combinations(choices, 2))
 
 
 def _plain(value: Slot) -> list[Any]:

@@ -341,7 +341,9 @@ def _measured_again(
         else:
             to_measure.append(member)
     budgets = {member: manifest.budgets.get(LATENCY, math.inf) for member, manifest in manifests.items()}
-    timings, reasons = _best_timings(to_measure, budgets, device, protocol, progress)
+    levels = {measured.reference for manifest in manifests.values() if (measured := manifest.measured.get(LATENCY))}
+    level = levels.pop() if len(levels) == 1 else None
+    timings, reasons = _best_timings(to_measure, budgets, device, level, protocol, progress)
     found |= {member: ("failed", f"{stated.name}: {reason}") for member, reason in reasons.items()}
     for member, timing in timings.items():
         before = manifests[member].measured.get(LATENCY)
@@ -352,7 +354,8 @@ def _measured_again(
 
 
 def _best_timings(
-    members: Sequence[Path], budgets: Mapping[Path, float], device: Device, protocol: Protocol | None, progress: Progress
+    members: Sequence[Path], budgets: Mapping[Path, float], device: Device, level_ms: float | None, protocol: Protocol | None,
+    progress: Progress,
 ) -> tuple[dict[Path, Timing], dict[Path, str]]:  # fmt: skip
     """Each member's best session, or why it cannot be run. What misses its budget is measured again: the disturbance may be another's."""
     timings: dict[Path, Timing] = {}
@@ -362,7 +365,7 @@ def _best_timings(
         if not left:
             break
         models = {str(member): member / MODEL for member in left}
-        measurement = measure_members(models, device, protocol=protocol, seed=session, progress=progress)
+        measurement = measure_members(models, device, protocol=protocol, level_ms=level_ms, seed=session, progress=progress)
         failures |= {Path(key): reason for key, reason in measurement.failures.items()}
         for key, timing in measurement.timings.items():
             known = timings.get(Path(key))

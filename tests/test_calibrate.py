@@ -54,7 +54,7 @@ def test_unseen_networks_are_predicted_and_far_better_than_by_the_sum_of_isolate
 @pytest.mark.parametrize("name", NAMES)
 def test_the_interval_holds_what_it_says(name: str) -> None:
     held = []
-    for seed in (0, 1):
+    for seed in range(4):  # a whole calibration is right or wrong together: two of them say little
         calibration, counts, true = made(name, seed)
         low, high = interval(*calibration.predict(counts), confidence=0.9)
         held.append(((low <= true) & (true <= high)).mean())

@@ -94,7 +94,7 @@ def facts(network: Network, data: Dataset) -> Facts:
 
 
 def test_a_member_says_all_about_itself(network: Network, facts: Facts, data: Dataset, tmp_path: Path) -> None:
-    measured = {"latency_ms": Measured.of(Timing(low_ms=0.19, error_ms=0.001, p50_ms=0.2, p90_ms=0.24, n=120))}
+    measured = {"latency_ms": Measured.of(Timing(low_ms=0.19, error_ms=0.001, p50_ms=0.2, p90_ms=0.24, n=120), reference_ms=0.1)}
     written = write_member(tmp_path / "m00", network, Stub(), facts.model_copy(update={"measured": measured}))
     manifest = read_manifest(tmp_path / "m00")
     assert manifest == written == complete(tmp_path / "m00")
@@ -106,7 +106,7 @@ def test_a_member_says_all_about_itself(network: Network, facts: Facts, data: Da
     assert manifest.classes == list("0123456789")
     assert (manifest.opset, manifest.inputs[0].shape, manifest.outputs[0].shape) == (20, ["batch", 1, 8, 8], ["batch", 10])
     assert (manifest.inputs[0].name, manifest.outputs[0].name, manifest.inputs[0].dtype) == ("images", "logits", "float32")
-    assert manifest.measured["latency_ms"].model_dump() == {"p50": 0.2, "p90": 0.24, "low": 0.19, "n": 120}
+    assert manifest.measured["latency_ms"].model_dump() == {"p50": 0.2, "p90": 0.24, "low": 0.19, "n": 120, "reference": 0.1}
     assert manifest.files == {name: sha256(tmp_path / "m00" / name) for name in (MODEL, WEIGHTS)}
     inside = {entry.key: entry.value for entry in onnx.load(tmp_path / "m00" / MODEL).metadata_props}
     assert inside == manifest.metadata()

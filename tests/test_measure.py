@@ -15,7 +15,7 @@ import pytest
 from hwnas import layers
 from hwnas.device import Device
 from hwnas.errors import DeviceError, PluginError
-from hwnas.measure import Measurement, Protocol, Worker, measure
+from hwnas.measure import REFERENCE, Measurement, Protocol, Visit, Worker, measure, steady_visits, usual_level
 from hwnas.op import OpSpec
 from hwnas.profile import reference_onnx
 from hwnas.quick_onnx import quick_onnx
@@ -67,15 +67,19 @@ WORDS = Device(name="words", backend="words")
 QUICK = Protocol(rounds=4, most_rounds=4, visit_ms=0.3, run_timeout_s=1.0, compile_timeout_s=1.0)
 
 
+def install(package: Path, name: str, backend: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a backend where workers find it, as a third party would."""
+    (package / f"{name}-0.dist-info").mkdir(parents=True)
+    (package / f"{name}.py").write_text(code, encoding="utf-8")
+    (package / f"{name}-0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0\n", encoding="utf-8")
+    (package / f"{name}-0.dist-info" / "entry_points.txt").write_text(f"[hwnas.backends]\n{name} = {name}:{backend}\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH", "")])))
+
+
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Puts the backend where workers find it; gives the file in which it says what it compiled."""
-    package = tmp_path / "package"
-    (package / "words-0.dist-info").mkdir(parents=True)
-    (package / "words.py").write_text(BACKEND, encoding="utf-8")
-    (package / "words-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: words\nVersion: 0\n", encoding="utf-8")
-    (package / "words-0.dist-info" / "entry_points.txt").write_text("[hwnas.backends]\nwords = words:Words\n", encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH", "")])))
+    install(tmp_path / "package", "words", "Words", BACKEND, monkeypatch)
     monkeypatch.setenv("WORDS_LOG", str(tmp_path / "log"))
     return tmp_path / "log"
 
@@ -179,3 +183,61 @@ def test_real_operators_in_onnx_runtime_and_garbage() -> None:
     assert time.monotonic() - start < 30
     assert found.failures.keys() == {"garbage"} and "onnxruntime refuses" in found.failures["garbage"]
     assert found.timings[str(large)].low_ms > 2 * found.timings[str(small)].low_ms > 0
+
+
+def test_the_level_is_the_state_of_most_visits_and_the_quicker_of_two_equals() -> None:
+    assert usual_level([0.9, 0.91, 0.92, 1.25], 0.12) == 0.91
+    assert usual_level([0.9, 1.25, 1.26, 1.27], 0.12) == 1.26
+    assert usual_level([0.9, 0.9, 1.25, 1.25], 0.12) == 0.9
+
+
+def test_steady_visits_lie_between_references_at_the_level() -> None:
+    visits = []
+    for state in (1.0, 1.0, 1.4, 1.4, 1.0, 1.0):
+        visits += [Visit(REFERENCE, np.array([state, 2.0])), *(Visit(f"m{i}", np.array([3.0])) for i in range(2))]
+    steady = steady_visits([*visits, Visit(REFERENCE, np.array([1.0]))], 1.02, 0.1)
+    between = [steady[3 * i + 1 : 3 * i + 3].tolist() for i in range(6)]
+    assert between == [[True] * 2, [False] * 2, [False] * 2, [False] * 2, [True] * 2, [True] * 2]
+    assert steady_visits([Visit("m", np.array([1.0]))], 1.0, 0.1).all()
+
+
+SLOWING = """
+import numpy as np
+
+class Slowing:
+    def __init__(self, device):
+        self.calls = 0
+
+    def fingerprint(self):
+        return {"runtime": "slowing"}
+
+    def compile(self, model):
+        return Running(self, model.decode())
+
+class Running:
+    def __init__(self, machine, word):
+        self.machine, self.word = machine, word
+
+    def run(self):
+        pass
+
+    def time(self, runs):
+        self.machine.calls += 1
+        slow = self.machine.calls % 60 >= 20
+        factor = {"reference": 1.4, "bound": 1.05, "free": 1.8}[self.word] if slow else 1.0
+        return np.full(runs, round(1e5 * factor), dtype=np.int64)
+"""
+
+
+def test_a_machine_with_two_states_is_measured_in_the_one_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path / "package", "slowing", "Slowing", SLOWING, monkeypatch)
+    protocol = Protocol(rounds=6, most_rounds=60, reference_every=2)
+    models = {"bound": b"bound", "free": b"free"}
+
+    def low(level_ms: float | None) -> tuple[float, list[float]]:
+        found = measure(models, Device(backend="slowing"), reference=b"reference", protocol=protocol, level_ms=level_ms)
+        return round(found.reference_ms, 9), [round(found.timings[key].low_ms, 9) for key in models]
+
+    assert low(0.1) == (0.1, [0.1, 0.1])
+    assert low(0.14) == (0.14, [0.105, 0.18])
+    assert low(0.3)[0] in (0.1, 0.14)  # a state that never comes: this session's own

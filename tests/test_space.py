@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hwnas.cost import CostModel
 from hwnas.errors import ConfigError, SpaceError
+from hwnas.network import Network
 from hwnas.op import OpSpec
 from hwnas.space import SearchSpace, Site, Slot, load_space
 
@@ -47,21 +50,67 @@ def test_a_node_has_one_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "active", "alive"),
+    ("arch", "active", "alive", "kinds"),
     [
-        ((0, 0), (0, 3, 5), (0, 3, 5)),
-        ((1, 0), (0, 1, 3, 5), (0, 3, 5)),
-        ((2, 0), (0, 2, 3, 5), (0, 3, 5)),
-        ((0, 1), (0, 3, 4, 5), (0, 3, 5)),
-        ((1, 1), (0, 1, 3, 4, 5), (0, 1, 3, 4, 5)),
-        ((2, 1), (0, 2, 3, 4, 5), (0, 2, 3, 4, 5)),
+        ((0, 0), (0, 3, 5), (0, 3, 5), "conv_bn classifier"),
+        ((1, 0), (0, 1, 3, 5), (0, 3, 5), "conv_bn classifier"),
+        ((2, 0), (0, 2, 3, 5), (0, 3, 5), "conv_bn classifier"),
+        ((0, 1), (0, 3, 4, 5), (0, 3, 5), "conv_bn classifier"),
+        ((1, 1), (0, 1, 3, 4, 5), (0, 1, 3, 4, 5), "conv_bn conv_bn add classifier"),
+        ((2, 1), (0, 2, 3, 4, 5), (0, 2, 3, 4, 5), "conv_bn conv_bn add classifier"),
     ],
 )
-def test_dead_branches_are_gone(diamond: SearchSpace, arch: tuple[int, int], active: tuple[int, ...], alive: tuple[int, ...]) -> None:
+def test_dead_branches_are_gone(
+    diamond: SearchSpace, arch: tuple[int, int], active: tuple[int, ...], alive: tuple[int, ...], kinds: str
+) -> None:
     assert diamond.active(arch) == tuple(diamond.sites[i] for i in active)
     assert diamond.alive(arch) == alive
     assert diamond.graph(arch) == tuple(diamond.sites[i] for i in alive)
-    assert diamond.lower(arch) == tuple(diamond.sites[i].op for i in alive)
+    assert [op.kind for op in diamond.lower(arch)] == kinds.split()
+
+
+RELU, CONV, ADD = (OpSpec(kind, 4, 4, 8, 8) for kind in ("relu", "conv_bn", "add"))
+HEAD = OpSpec("classifier", 4, 4, 8, 8, stride=8)
+
+
+def twins() -> SearchSpace:
+    """`a` is the input handed on or a convolution of it; both are read through a ReLU, whose sum is the output."""
+    return space_of(
+        Site(RELU, ("input",), "input.relu", weightless=True),
+        Site(OP, ("input",), "a", ((0, 0),)),
+        Site(CONV, ("input",), "a", ((0, 1),)),
+        Site(RELU, ("a",), "a.relu", weightless=True),
+        Site(OP, ("input.relu",), "sum"),
+        Site(OP, ("a.relu",), "sum"),
+        Site(HEAD, ("sum",), "output"),
+    )
+
+
+def test_what_has_no_weights_is_computed_once_for_the_same_value() -> None:
+    space = twins()
+    assert space.operators() == (ADD, HEAD, CONV, RELU)
+    assert space.lower((0,)) == (RELU, ADD, HEAD)
+    assert space.lower((1,)) == (RELU, CONV, RELU, ADD, HEAD)
+    assert [site.inputs for site in space.steps((0,))] == [("input",), ("input.relu",), ("input.relu",), ("sum",)]
+    model = CostModel(space, {RELU: 1.0, CONV: 10.0, ADD: 100.0, HEAD: 1000.0})
+    assert model.of([(0,), (1,)]).tolist() == [1101, 1112]
+    assert float(model(torch.tensor([[0.25, 0.75]]))) == 0.25 * 1101 + 0.75 * 1112
+    network = Network(space, (0,))
+    ran: list[str] = []
+    for name, module in network.sites.items():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    images = torch.randn(1, 4, 8, 8)
+    torch.testing.assert_close(network(images), network.sites["6"](2 * images.relu()))
+    assert ran[:2] == ["0", "6"]
+
+
+def test_a_weightless_site_is_unconditional_and_alone() -> None:
+    for sites in (
+        [Site(RELU, ("input",), "output", ((0, 0),), weightless=True)],
+        [Site(RELU, ("input",), "output", weightless=True), Site(OP, ("input",), "output")],
+    ):
+        with pytest.raises(SpaceError, match="weightless site relu:4-4:8x8 of made must hang on no decision"):
+            space_of(*sites)
 
 
 NODES = "input", "a", "b", "c", "d", "output"
@@ -116,7 +165,8 @@ def test_size_and_enumeration(diamond: SearchSpace) -> None:
     assert archs == sorted(archs) == [(left, right) for left in range(3) for right in range(2)]
     assert diamond.size == 6
     assert diamond.num_choices == (3, 2)
-    assert diamond.operators() == tuple(sorted({site.op for site in diamond.sites}, key=str))
+    operators = {*(site.op for site in diamond.sites if site.op.kind != "identity"), OpSpec("add", 4, 4, 8, 8)}
+    assert diamond.operators() == tuple(sorted(operators, key=str))
 
 
 def test_random_architectures_are_uniform_over_the_valid_and_follow_the_generator() -> None:

@@ -57,12 +57,13 @@ class NASBench201(SearchSpace):
             for cell in range(1, cells + 1):
                 nodes = [node, *(f"s{stage}.c{cell}.n{i}" for i in (1, 2, 3))]
                 for target in (1, 2, 3):
-                    sites += [Site(spec(width, side), (nodes[target - 1],), nodes[target - 1] + form) for form, spec in _FORMS.items()]
-                    for slot, (source, _) in ((i, edge) for i, edge in enumerate(EDGES) if edge[1] == target):
+                    source = nodes[target - 1]
+                    sites += [Site(spec(width, side), (source,), source + form, weightless=True) for form, spec in _FORMS.items()]
+                    for slot, (start, _) in ((i, edge) for i, edge in enumerate(EDGES) if edge[1] == target):
                         for choice, reads in enumerate(_OPERATORS.values()):
                             if reads is not None:
                                 form, spec = reads
-                                sites.append(Site(spec(width, side), (nodes[source] + form,), nodes[target], ((slot, choice),)))
+                                sites.append(Site(spec(width, side), (nodes[start] + form,), nodes[target], ((slot, choice),)))
                 node = nodes[3]
         head = OpSpec("bn_relu_classifier", width, classes, side, side, stride=side)
         sites.append(Site(head, (node,), "output"))

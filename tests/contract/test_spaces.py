@@ -6,6 +6,7 @@ import io
 import math
 import re
 import warnings
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from hwnas import layers, resources
 from hwnas.cost import CostModel, choice_mask, one_hot
 from hwnas.network import Network
 from hwnas.op import OpSpec
-from hwnas.space import Architecture, SearchSpace, load_space
+from hwnas.space import IDENTITY, Architecture, SearchSpace, load_space
 from hwnas.supernet import Supernet
 
 ENUMERABLE = 20_000
@@ -150,6 +151,11 @@ def test_operators_build_run_and_export(default_space: SearchSpace) -> None:
         np.testing.assert_allclose(computed, out.numpy(), rtol=1e-4, atol=1e-4, err_msg=str(op))
 
 
+def test_what_is_called_weightless_is(default_space: SearchSpace) -> None:
+    for op in {site.op for site in default_space.sites if site.weightless}:
+        assert not layers.build(op).state_dict(), op
+
+
 def test_nodes_have_the_shapes_that_their_readers_expect(default_space: SearchSpace) -> None:
     for site in default_space.sites:
         shapes = [default_space.node_shape(node) for node in site.inputs]
@@ -173,9 +179,14 @@ def test_network_is_the_supernet_under_one_hot_probabilities(space: SearchSpace,
         ran.clear()
         with torch.inference_mode():
             out = supernet(images, one_hot(space, [arch])[0])
-        assert ran == list(space.alive(arch)), space.describe(arch)
+        assert ran == [i for i in space.alive(arch) if space.sites[i].op.kind != IDENTITY], space.describe(arch)
+        ran.clear()
+        for name, module in network.sites.items():
+            module.register_forward_hook(lambda *_, i=int(name): ran.append(i))
         with torch.inference_mode():
             torch.testing.assert_close(out, network(images), rtol=1e-5, atol=1e-6)
+            computed = Counter(site.op for site in space.steps(arch) if site.op.kind != IDENTITY)
+            assert Counter(space.sites[i].op for i in ran) == computed, space.describe(arch)
             torch.testing.assert_close(supernet.of(images, arch), network(images), rtol=1e-5, atol=1e-6)
 
 
