@@ -154,7 +154,7 @@ def test_operators_are_measured_and_never_mixed(device: Device, diamond: SearchS
     table = CostTable.load(path)
     assert {row.source for row in table.rows.values()} == {"measured"} and table.rows.keys() == set(operators)
     for op, row in table.rows.items():
-        weighted = op.kind != "identity"
+        weighted = op.kind in ("conv_bn", "classifier")
         assert row.price == pytest.approx(MJ_PER_CONVOLUTION * weighted, abs=0.02), op
         assert row.error >= 0 and row.n > 1000 and math.isnan(row.p50)
     assert table.facts["energy source"] == "rapl" and table.facts["energy counter"] == "rapl package-0"
@@ -174,8 +174,6 @@ def test_operators_are_measured_and_never_mixed(device: Device, diamond: SearchS
     with pytest.raises(TableError, match="was counted by 'rapl package-0', which does not mix with 'rapl psys'"):
         count_energy(psys, [another])
     assert path.read_bytes() == before
-    (Path(root) / "intel-rapl:0" / "name").write_text("package-0\n", encoding="utf-8")
-    assert count_energy(tables, [another]).rows.keys() == {*operators, another}
 
 
 def test_a_counter_that_cannot_be_read_is_said_before_anything_is_measured(device: Device, diamond: SearchSpace, tmp_path: Path) -> None:

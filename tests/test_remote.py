@@ -354,6 +354,19 @@ def test_the_command_line_says_it_in_one_line(
         assert ended.value.code == 2 and len(err) == 1 and err[0].startswith("hwnas: ") and says in err[0], err
 
 
+def test_a_remote_device_needs_its_runtime_there_and_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plugins, "listing", lambda kind: [plugins.Listing("onnxruntime", "", ("onnxruntime",))])
+    (tmp_path / "devices").mkdir()
+    for name, more in (("far", "remote: {host: board.local}\n"), ("near", "")):
+        (tmp_path / "devices" / f"{name}.yaml").write_text(f"backend: onnxruntime\n{more}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    cli.devices(as_json=True)
+    listed = {row["name"]: row["missing"] for row in json.loads(capsys.readouterr().out)}
+    assert listed["far"] == [] and listed["near"] == ["onnxruntime"]
+
+
 def test_without_asyncssh_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "missing_packages", lambda packages: packages)
     with pytest.raises(HwnasError, match="pip install 'hwnas\\[remote\\]'"), open_worker(
