@@ -354,8 +354,10 @@ async def connect(remote: Remote) -> asyncssh.SSHClientConnection:
     """A connection that notices when the other end is gone. Only keys are tried, and known_hosts is always asked."""
     import asyncssh
 
-    paths = {"client_keys": remote.key, "known_hosts": remote.known_hosts}
-    given = {name: str(Path(path).expanduser()) for name, path in paths.items() if path}
+    known = Path(remote.known_hosts or "~/.ssh/known_hosts").expanduser()
+    given: dict[str, Any] = {"known_hosts": str(known) if known.is_file() else b""}  # given even so: ~/.ssh/config cannot switch it off
+    if remote.key:
+        given["client_keys"] = str(Path(remote.key).expanduser())
     if remote.user:
         given["username"] = remote.user
     return await asyncssh.connect(

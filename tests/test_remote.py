@@ -317,6 +317,19 @@ def test_what_cannot_be_reached_is_one_sentence(far: Server, tmp_path: Path, cas
 
 
 @needs_sshd
+def test_host_keys_are_checked_whatever_the_configuration_of_ssh_says(far: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "config").write_text("UserKnownHostsFile none\nStrictHostKeyChecking no\n", encoding="utf-8")
+    device = at(Device(name="far", backend="onnxruntime", remote=far.remote(folder=str(tmp_path / "far"))), known_hosts="")
+    with pytest.raises(DeviceError, match="not trusted.*~/.ssh/known_hosts"), open_worker(device):
+        pass
+    (tmp_path / ".ssh" / "known_hosts").write_bytes((far.folder / "known_hosts").read_bytes())
+    with open_worker(device) as worker:
+        assert worker.fingerprint["runtime"] == "onnxruntime"
+
+
+@needs_sshd
 def test_what_the_far_end_lacks_is_said(far: Server, words: Device, tmp_path: Path) -> None:
     for change, says in (
         ({"log": "x", "lgo": 1}, "on .*'lgo'; did you mean 'log'"),
