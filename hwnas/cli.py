@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -206,6 +207,108 @@ def table_check(
         typer.echo(f"  the 90 % interval holds {result['interval_coverage']:.0%}")
 
 
+@table_app.command(name="doctor")
+def table_doctor(
+    table: Annotated[str, typer.Argument(help="A device's name, or the CSV of a table of operators.")],
+    config: Annotated[str | None, typer.Argument(help="An experiment whose space's operators the table should hold.")] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Measure the rows that are found again.")] = False,
+    again: Annotated[int, typer.Option(min=0, help="How many random rows to measure again, to see whether the device has drifted.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of these rows.")] = 0,
+    tables: Tables = None,
+    as_json: Json = False,
+) -> None:
+    """Find what cannot be believed in a table; exit code 1 where there is something."""
+    from hwnas.config import load_experiment, tables_root
+    from hwnas.doctor import admit, examine, repair, require_here
+
+    patient = admit(table, tables_root(tables))
+    if fix:
+        require_here(patient)
+    space = load_experiment(config).load_space() if config else None
+    with _progress() as progress:
+        findings = examine(patient, space, again=again, seed=seed, progress=progress)
+        fixed = {}
+        if fix:
+            fixed = repair(patient, findings, progress=progress)
+            findings = examine(patient, space, again=0)
+    result = {
+        "table": str(patient.path),
+        "device": patient.table.device,
+        "metric": patient.table.metric,
+        "rows": len(patient.table.rows),
+        "fingerprint": patient.standing or "unknown",
+        "reference": patient.reference,
+        "findings": [vars(finding) for finding in findings],
+        "fixed": {op: {"before": before, "now": now} for op, (before, now) in fixed.items()},
+    }
+    if as_json:
+        typer.echo(json.dumps(_without_nan(result), indent=1))
+    else:
+        for op, (before, now) in fixed.items():
+            typer.echo(f"measured again {op}: {now:.4g}, before {before:.4g}")
+        for finding in findings:
+            typer.echo(f"{finding.kind:12} {finding.text}")
+        typer.echo(f"{patient.path}: {len(patient.table.rows)} rows, {len(findings)} findings")
+    if findings:
+        raise typer.Exit(1)
+
+
+@table_app.command(name="show")
+def table_show(
+    table: Annotated[str, typer.Argument(help="A device's name, or the CSV of a table of operators.")],
+    config: Annotated[str | None, typer.Argument(help="An experiment: only its space is drawn.")] = None,
+    arch: Annotated[str | None, typer.Option(help="The network whose time is drawn, e.g. 0,3,1 [default: the median random one].")] = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, .png or .svg [default: DEVICE_table.png in the current folder].")] = None,
+    tables: Tables = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a table: every operator's price, time against MACs, and where a network's time goes."""
+    from hwnas.config import load_experiment, tables_root
+    from hwnas.table_chart import draw, load_chart
+
+    space = load_experiment(config).load_space() if config else None
+    chart = load_chart(table, tables_root(tables), space, arch)
+    path = out or Path(f"{chart.device}_table.png")
+    draw(chart, path)
+    typer.echo(json.dumps({"files": [str(path)]}) if as_json else str(path))
+
+
+@table_app.command(name="transfer")
+def table_transfer(
+    source: Annotated[str, typer.Argument(help="The device whose table is known, or its CSV.")],
+    device: Annotated[str, typer.Argument(help="The device to make a table for: a name from devices/ or the path of a YAML file.")],
+    config: Config,
+    operators: Annotated[int, typer.Option(help="How many operators to measure on it.")] = 20,
+    networks: Annotated[int, typer.Option(min=8, help="How many whole networks to measure on it, to correct the prices.")] = 12,
+    tables: Tables = None,
+    as_json: Json = False,
+) -> None:
+    """Make a device's table from another device's: a few operators and networks are measured, the other rows are predicted."""
+    from hwnas.config import load_experiment, tables_root
+    from hwnas.profile import DeviceTables, profile_networks
+    from hwnas.transfer import load_source, transfer_table
+
+    experiment = load_experiment(config, [f"device={json.dumps(device)}"])
+    space, root = experiment.load_space(), tables_root(tables)
+    _, known = load_source(source, root)
+    here = DeviceTables.here(root, experiment.load_device())
+    with _progress() as progress:
+        _, summary = transfer_table(known, here, space, operators, progress=progress)
+        measured = profile_networks(here, space, networks, seed=experiment.seed, progress=progress)
+    summary["networks"] = len(measured.rows)
+    summary["networks_left_out_error"] = float(abs(here.calibration(space).left_out).mean())
+    _show(summary, as_json)
+
+
+def _without_nan(value: Any) -> Any:
+    """Numbers that JSON does not have as null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _checks(
     table: str, networks: int, seed: int, tables: Path | None, progress: Callable[[str, int, int], None]
 ) -> Iterator[dict[str, Any]]:
@@ -235,12 +338,12 @@ def _checks(
 
 def _profile(experiment: Any, tables: Path | None, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     from hwnas.config import tables_root
-    from hwnas.profile import DeviceTables, profile_networks, profile_operators
+    from hwnas.profile import DeviceTables, profile_networks, profile_operators, unmeasured
 
     space = experiment.load_space()
     here = DeviceTables.here(tables_root(tables), experiment.load_device())
     operators = space.operators()
-    lacking = len(here.operators("latency_ms").missing(operators))
+    lacking = len(unmeasured(here.operators("latency_ms"), operators))
     table = profile_operators(here, operators, progress=progress)
     networks = profile_networks(here, space, experiment.calibration.probes, seed=experiment.seed, progress=progress)
     calibration = here.calibration(space)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -99,8 +100,18 @@ class TimedExecutable(Executable, Protocol):
 
 
 @runtime_checkable
+class ComputingExecutable(Executable, Protocol):
+    """A compiled model that also runs on inputs that it is given, so that what it computes can be compared."""
+
+    def outputs(self, feed: Mapping[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """The model's outputs, in order, of one batch of inputs by name; the batch is the device's."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """A runtime. Its file in `hwnas/backends/` holds one class that takes the device positionally, options keyword-only.
+
+    The file's `REQUIRES` names the packages that it needs, its `PRECISIONS` what it can compute in; both are literal tuples.
 
     It is made and used inside a worker process: what crashes, hangs or exhausts memory there costs one row.
     """
@@ -185,12 +196,32 @@ def differences(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
     ]
 
 
+Relation = Literal["same", "stale", "other settings", "other machine"]
+
+
+def relation(found: dict[str, str], wanted: dict[str, str]) -> Relation:
+    """How two fingerprints are related; `stale` = the same machine and settings under another version of the runtime or a driver."""
+    different = {key for key in {*found, *wanted} if found.get(key) != wanted.get(key)}
+    if different & {"cpu", "cores", "machine"}:
+        return "other machine"
+    if all(key.endswith("version") for key in different):
+        return "stale" if different else "same"
+    return "other settings"
+
+
+def disagreement(found: dict[str, str], wanted: dict[str, str]) -> str:
+    """What two fingerprints that differ differ in, and what to do, as the end of a sentence about the former."""
+    details = "; ".join(differences(found, wanted))
+    if relation(found, wanted) == "stale":
+        return f"is stale: it was measured on this machine under another runtime version ({details}); measure again with `hwnas profile`"
+    return f"was measured elsewhere ({details}); measure here with `hwnas profile`"
+
+
 def require_same(found: dict[str, str], wanted: dict[str, str], what: str) -> None:
     """Refuses to mix.
 
     Raises:
         FingerprintError: the fingerprints differ; the message says in what.
     """
-    different = differences(found, wanted)
-    if different:
-        raise FingerprintError(f"{what} was measured elsewhere ({'; '.join(different)}); measure here with `hwnas profile`")
+    if differences(found, wanted):
+        raise FingerprintError(f"{what} {disagreement(found, wanted)}")

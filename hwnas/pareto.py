@@ -6,6 +6,8 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
+from hwnas.errors import RunError
+
 Floats = NDArray[np.float64]
 
 
@@ -19,8 +21,14 @@ def nondominated(values: Floats) -> NDArray[np.bool_]:
 
 
 def reference_point(values: Floats, margin: float = 0.1) -> Floats:
-    """The nadir of the front of `values` (n, objective), moved outwards by `margin` of its range: where hypervolume is counted from."""
+    """The nadir of the front of `values` (n, objective), moved outwards by `margin` of its range: where hypervolume is counted from.
+
+    Raises:
+        RunError: no row is finite.
+    """
     front = values[nondominated(values)]
+    if not len(front):
+        raise RunError(f"none of the {len(values)} trials has finite objectives, so there is no front; look at why training diverges")
     low, high = front.min(0), front.max(0)
     span = np.where(high > low, high - low, np.maximum(np.abs(high), 1e-12))
     return np.asarray(high + margin * span)

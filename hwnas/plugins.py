@@ -29,6 +29,8 @@ class Listing:
     name: str
     summary: str
     missing: tuple[str, ...]
+    precisions: tuple[str, ...] = ()
+    """What a backend's `PRECISIONS` says that it can compute in."""
 
 
 def _files(kind: str) -> dict[str, Path]:
@@ -47,7 +49,7 @@ def names(kind: str) -> list[str]:
 
 
 def listing(kind: str) -> list[Listing]:
-    """One line for every plug-in, read from its file's docstring and its `REQUIRES` without importing it."""
+    """One line for every plug-in, read from its file's docstring, `REQUIRES` and `PRECISIONS` without importing it."""
     lines = []
     for name in names(kind):
         path = _files(kind).get(name)
@@ -57,7 +59,8 @@ def listing(kind: str) -> list[Listing]:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-        lines.append(Listing(name, summary, missing_packages(_requires(tree))))
+        missing = missing_packages(_constant(tree, "REQUIRES"))
+        lines.append(Listing(name, summary, missing, _constant(tree, "PRECISIONS")))
     return lines
 
 
@@ -73,10 +76,11 @@ def _importable(package: str) -> bool:
         return False
 
 
-def _requires(tree: ast.Module) -> tuple[str, ...]:
+def _constant(tree: ast.Module, name: str) -> tuple[str, ...]:
+    """The words that a file assigns to the name at its top level; none where it does not."""
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        if any(isinstance(target, ast.Name) and target.id == "REQUIRES" for target in targets):
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             return tuple(ast.literal_eval(node.value))  # type: ignore[attr-defined]
     return ()
 
@@ -101,7 +105,7 @@ def load(kind: str, name: str) -> type[Any]:
             raise PluginError(f"the entry point {points[name].value!r} of hwnas.{kind} must name a class")
         return found
     tree = ast.parse(files[name].read_text(encoding="utf-8"))
-    missing = missing_packages(_requires(tree))
+    missing = missing_packages(_constant(tree, "REQUIRES"))
     if missing:
         raise PluginError(f"{name} needs {', '.join(missing)}: pip install {' '.join(missing)}")
     module = importlib.import_module(f"hwnas.{kind}.{name}")

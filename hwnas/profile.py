@@ -21,7 +21,7 @@ from torch import nn
 from hwnas import layers, resources
 from hwnas.calibrate import Accuracy, Calibration, choose_probes, interval
 from hwnas.cost import Cost, CostModel, PeakMemory
-from hwnas.device import Device, differences, digest
+from hwnas.device import Device, differences, digest, disagreement, relation
 from hwnas.energy import measure_energy, require_counter
 from hwnas.errors import FingerprintError, SpaceError, TableError
 from hwnas.measure import Measurement, Progress, Protocol, measure, open_worker, silent
@@ -40,6 +40,9 @@ ANCHORS = 8
 REFERENCE_FACT = "reference ms"
 """The fact that keeps the reference model's time in a table's first session: a whole machine drifts by tens of percent between
 sessions, so later ones wait for that state, or are scaled to it."""
+
+TRANSFER_FACT = "transfer "
+"""What begins the facts of rows that `hwnas.transfer` predicted; they go with the last such row."""
 
 
 ENERGY_FACT = "energy source"
@@ -127,25 +130,28 @@ class DeviceTables:
         return table
 
     def _own(self, found: dict[str, str], path: Path) -> None:
-        different = differences(found, self.fingerprint)
-        if different:
-            raise FingerprintError(
-                f"{path} was measured elsewhere ({'; '.join(different)}); delete it and measure here with `hwnas profile`"
-            )
+        if differences(found, self.fingerprint):
+            raise FingerprintError(f"{path} {disagreement(found, self.fingerprint)} after deleting it")
 
     @property
     def reference_ms(self) -> float | None:
         """What the reference model took when the operators were measured first: the state of the machine that prices belong to."""
-        level = self.operators("latency_ms").facts.get(REFERENCE_FACT)
-        return float(level) if level else None
+        return level_of(self.operators("latency_ms"))
 
     def explain_absence(self) -> str:
-        """Why there is nothing for this machine: which other tables of the device there are, and what differs."""
-        others = []
+        """Why there is nothing for this machine: which other tables of the device there are, stale ones first, and what differs."""
+        stale: list[str] = []
+        others: list[str] = []
         for path in sorted((self.root / self.device.name).glob("*/latency_ms.csv")):
-            different = differences(CostTable.load(path).fingerprint, self.fingerprint)
-            others.append(f"{path.parent.name} differs in {'; '.join(different)}")
-        return f" (there are tables of other machines or runtimes, which do not count here: {' | '.join(others)})" if others else ""
+            found = CostTable.load(path).fingerprint
+            different = f"{path.parent.name} differs in {'; '.join(differences(found, self.fingerprint))}"
+            (stale if relation(found, self.fingerprint) == "stale" else others).append(different)
+        reasons = []
+        if stale:
+            reasons.append(f"this machine's tables are stale, measured under another version of the runtime: {' | '.join(stale)}")
+        if others:
+            reasons.append(f"there are tables of other machines or runtimes, which do not count here: {' | '.join(others)}")
+        return f" ({'; '.join(reasons)})" if reasons else ""
 
     def calibration(self, space: SearchSpace) -> Calibration:
         """The space's calibrated prices.
@@ -243,38 +249,14 @@ def profile_operators(
 
     An operator that the runtime refuses, crashes or hangs on becomes a named bad row; the others are measured.
     """
-    protocol = protocol or Protocol()
     if tables.device.energy.source != "modelled":
         count_energy(tables, operators, protocol=protocol, progress=progress)
     table = tables.operators("latency_ms")
-    missing = table.missing(operators)
-    if missing:
-        journal = tables.folder / "operators.journal"
-        models: dict[str, bytes] = {}
-        copies: dict[OpSpec, int] = {}
-        for done, op in enumerate(missing):
-            models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
-            progress("lower operators", done + 1, len(missing))
-        wanted = tables.reference_ms
-        found = measure(
-            models,
-            tables.device,
-            reference=reference_onnx(),
-            protocol=protocol,
-            journal=journal,
-            level_ms=wanted,
-            progress=progress,
-        )
-        level = wanted or found.reference_ms
-        rows = {op: row for op in missing if (row := _difference(found, op, copies[op], level / found.reference_ms)) is not None}
-        table.add(rows, found.fingerprint)
-        for op in missing:
-            failed = found.failures.get(f"{op} short") or found.failures.get(f"{op} long")
-            if failed:
-                table.bad[op] = failed
-        table.facts |= {**_facts(protocol, found), REFERENCE_FACT: f"{level:.6g}"}
+    wanted = unmeasured(table, operators)
+    if wanted:
+        measure_into(table, tables, wanted, protocol=protocol, progress=progress)
         table.save(tables.folder / "latency_ms.csv")
-        journal.unlink(missing_ok=True)
+        operators_journal(tables).unlink(missing_ok=True)
     if tables.device.energy.source == "modelled":
         model_energy(tables, operators)
     return table
@@ -288,6 +270,8 @@ def model_energy(tables: DeviceTables, operators: Sequence[OpSpec]) -> CostTable
         latency = tables.operators("latency_ms")
         lasting = {op: idle_watts * latency.price(op) / tables.device.batch for op in operators if op not in latency.bad}  # W ms = mJ
         rows = {op: Row(rows[op].price + mj, source="modelled") for op, mj in lasting.items()}
+    if energy.missing(operators) or "date" not in energy.facts:
+        energy.facts |= {"date": _now(), "protocol": "modelled from MACs and bytes, not measured"}
     energy.add(rows, tables.fingerprint)
     energy.facts |= {ENERGY_FACT: "modelled", **_model_facts(tables.device)}
     energy.save(tables.folder / "energy_mj.csv")
@@ -342,6 +326,55 @@ def count_energy(
     return energy
 
 
+def unmeasured(table: CostTable, operators: Sequence[OpSpec]) -> list[OpSpec]:
+    """Those of the operators that measuring is to fill: without a row, or with one predicted from another device's table."""
+    predicted = source_of(table.fingerprint) != "modelled"
+    return [op for op in operators if op not in table.rows or (predicted and table.rows[op].source == "modelled")]
+
+
+def operators_journal(tables: DeviceTables) -> Path:
+    """Where a session of `measure_into` is kept until its results are safe in the table's file."""
+    return tables.folder / "operators.journal"
+
+
+def measure_into(
+    table: CostTable,
+    tables: DeviceTables,
+    operators: Sequence[OpSpec],
+    *,
+    protocol: Protocol | None = None,
+    progress: Progress = silent,
+    journal: Path | None = None,
+) -> Measurement:
+    """Measures these operators, whatever the table holds of them, and puts the rows into it; the caller saves the table.
+
+    What fails becomes a bad row, unless the table had measured it before: that row stays.
+    """
+    protocol = protocol or Protocol()
+    journal = journal or operators_journal(tables)
+    models: dict[str, bytes] = {}
+    copies: dict[OpSpec, int] = {}
+    for done, op in enumerate(operators):
+        models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
+        progress("lower operators", done + 1, len(operators))
+    wanted = level_of(table)
+    found = measure(
+        models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, level_ms=wanted, progress=progress
+    )
+    level = wanted or found.reference_ms
+    rows = {op: row for op in operators if (row := _difference(found, op, copies[op], level / found.reference_ms)) is not None}
+    table.add(rows, found.fingerprint)
+    for op in operators:
+        failed = found.failures.get(f"{op} short") or found.failures.get(f"{op} long")
+        if failed and unmeasured(table, [op]):
+            table.rows.pop(op, None)
+            table.bad[op] = failed
+    table.facts |= {**_facts(protocol, found), REFERENCE_FACT: f"{level:.6g}"}
+    if not any(row.source == "modelled" for row in table.rows.values()):
+        table.facts = {key: value for key, value in table.facts.items() if not key.startswith(TRANSFER_FACT)}
+    return found
+
+
 def _difference(found: Measurement, op: OpSpec, copies: int, steady: float) -> Row | None:
     short, long = found.timings.get(f"{op} short"), found.timings.get(f"{op} long")
     if short is None or long is None:
@@ -353,21 +386,25 @@ def _difference(found: Measurement, op: OpSpec, copies: int, steady: float) -> R
     return Row(steady * price, steady * error / copies, steady * p50, steady * p90, long.n, source_of(found.fingerprint))
 
 
+def level_of(table: CostTable) -> float | None:
+    """What the reference model took when the table was begun, ms; None of an empty one."""
+    level = table.facts.get(REFERENCE_FACT)
+    return float(level) if level else None
+
+
 def source_of(fingerprint: Mapping[str, str]) -> Source:
     """What rows under this fingerprint are: `modelled` where the backend computes times, else `measured`."""
     return "modelled" if fingerprint.get("source") == "modelled" else "measured"
 
 
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def _facts(protocol: Protocol, found: Measurement) -> dict[str, str]:
     settings = {f"protocol {key}": value for key, value in protocol.as_text().items()}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {
-        "date": now,
-        "noise floor": f"{found.noise_floor():.4f}",
-        "drift": f"{found.drift:.4f}",
-        "steady": f"{found.steady:.3f}",
-        **settings,
-    }
+    quality = {"noise floor": f"{found.noise_floor():.4f}", "drift": f"{found.drift:.4f}", "steady": f"{found.steady:.3f}"}
+    return {"date": _now(), **quality, **settings}
 
 
 def measure_networks(

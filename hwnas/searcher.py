@@ -88,11 +88,40 @@ class Problem:
         Raises:
             BudgetError: each budget can be met, but none of the cheapest architectures meets all of them.
         """
-        for metric in (*self.budgets, *self.costs):
-            arch = self.costs[metric].cheapest()
+        cheapest = [self.costs[metric].cheapest() for metric in dict.fromkeys((*self.budgets, *self.costs))]
+        for arch in cheapest:
             if bool(self.feasible([arch])[0]):
                 return arch
-        raise BudgetError(f"no architecture of {self.space.name} was found that keeps all of {self.budgets}; loosen one of them")
+        rng = np.random.default_rng(0)
+        ends = [self._approach(arch) for arch in (*cheapest, *(self.space.random(rng) for _ in range(8)))]
+        excess = self._excess(ends)
+        best = ends[int(excess.argmin())]
+        if excess.min() <= 1:
+            return best
+        needs = ", ".join(f"{metric} {float(self.costs[metric].upper([best], self.confidence)[0]):.4g}" for metric in self.budgets)
+        raise BudgetError(
+            f"no architecture of {self.space.name} was found that keeps all of {self.budgets}; the nearest "
+            f"({self.space.describe(best)}) needs up to {needs}; loosen one of them"
+        )
+
+    def _excess(self, archs: Sequence[Architecture]) -> NDArray[np.float64]:
+        """The largest ratio of an upper bound to its budget, for each architecture."""
+        ratios = [self.costs[metric].upper(archs, self.confidence).numpy() / limit for metric, limit in self.budgets.items()]
+        return np.asarray(np.max(ratios, axis=0))
+
+    def _approach(self, arch: Architecture) -> Architecture:
+        """Changes single slots while the largest excess over a budget becomes smaller."""
+        value = float(self._excess([arch])[0])
+        while True:
+            near = [candidate for candidate in self._near(arch) if self.space.graph(candidate)]
+            excess = self._excess(near)
+            if excess.min() >= value:
+                return arch
+            arch, value = near[int(excess.argmin())], float(excess.min())
+
+    def _near(self, arch: Architecture) -> list[Architecture]:
+        """Every architecture that differs in at most one slot."""
+        return [(*arch[:slot], choice, *arch[slot + 1 :]) for slot, size in enumerate(self.space.num_choices) for choice in range(size)]
 
     def costliest(self, metric: str) -> Architecture:
         """The costliest architecture found that keeps the budgets: the large end of a front, by ascent on single slots.
@@ -105,10 +134,8 @@ class Problem:
         return ends[int(self.costs[metric].of(ends).argmax())]
 
     def _ascend(self, arch: Architecture, cost: Cost) -> Architecture:
-        sizes = self.space.num_choices
         while True:
-            near = [(*arch[:slot], choice, *arch[slot + 1 :]) for slot, size in enumerate(sizes) for choice in range(size)]
-            near = [candidate for candidate in near if self.space.graph(candidate)]
+            near = [candidate for candidate in self._near(arch) if self.space.graph(candidate)]
             costs = np.where(self.feasible(near), cost.of(near).numpy(), -np.inf)
             if costs.max() <= float(cost.of([arch])[0]):
                 return arch

@@ -38,6 +38,16 @@ class Row:
     source: Source = "measured"
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A line of a table's file that is no row: its number, the operator and price as far as they can be read, and what is wrong."""
+
+    line: int
+    op: OpSpec | None
+    price: float
+    reason: str
+
+
 @dataclass
 class CostTable:
     """The prices of one metric on one device.
@@ -100,8 +110,8 @@ class CostTable:
         write_csv(path, header, self.fingerprint, self.facts | bad, columns, sorted(lines))
 
     @classmethod
-    def load(cls, path: Path) -> CostTable:
-        """The table in a file.
+    def load(cls, path: Path, faults: list[Fault] | None = None) -> CostTable:
+        """The table in a file. Lines that are wrong are put into `faults` where a list is given, and are no rows.
 
         Raises:
             TableError: the file cannot be read, or a line of it is wrong: which, and what to do.
@@ -115,19 +125,25 @@ class CostTable:
         bad = {key.removeprefix("bad "): facts.pop(key) for key in list(facts) if key.startswith("bad ")}
         rows: dict[OpSpec, Row] = {}
         for number, line in lines:
+            op, price = None, math.nan
             try:
                 op = OpSpec.parse(line[0])
+                if len(line) != len(columns):
+                    raise TableError(f"it has {len(line)} cells and not {len(columns)}")
                 price, error, p50, p90 = (float(cell) if cell else math.nan for cell in line[1:5])
                 if line[6] not in SOURCES:
                     raise TableError(f"source must be one of {', '.join(SOURCES)}, but is {line[6]!r}")
                 row = Row(price, error, p50, p90, int(line[5]), next(s for s in SOURCES if s == line[6]))
                 _check(op, row)
+                if op in rows:
+                    raise TableError(f"{op} stands in the table a second time")
             except (ValueError, IndexError, SpaceError) as problem:
-                raise TableError(
-                    f"line {number} of {path} is not a row of a table ({problem}); mend it or delete it and profile again"
-                ) from None
-            if op in rows:
-                raise TableError(f"line {number} of {path} gives {op} a second time; delete one of the two lines")
+                if faults is None:
+                    raise TableError(
+                        f"line {number} of {path} is not a row of a table ({problem}); mend it or delete it and profile again"
+                    ) from None
+                faults.append(Fault(number, op, price, str(problem)))
+                continue
             rows[op] = row
         # an operator's key holds colons itself, so the reason stands behind ": " (write_csv) and not behind the first colon
         return cls(header.get("device", ""), metric, fingerprint, rows, facts, {OpSpec.parse(op): reason for op, reason in bad.items()})

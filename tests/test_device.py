@@ -6,7 +6,17 @@ import pydantic
 import pytest
 
 from hwnas.config import load_device
-from hwnas.device import Device, cpu_model, device_fingerprint, differences, digest, host_fingerprint, load_backend, require_same
+from hwnas.device import (
+    Device,
+    cpu_model,
+    device_fingerprint,
+    differences,
+    digest,
+    host_fingerprint,
+    load_backend,
+    relation,
+    require_same,
+)
 from hwnas.errors import ConfigError, FingerprintError, PluginError
 
 
@@ -44,6 +54,28 @@ def test_refuses_to_mix_and_says_what_differs() -> None:
     require_same({"a": "1"}, {"a": "1"}, "it")
     with pytest.raises(FingerprintError, match="it was measured elsewhere .a: '2', here '1'; b: 'not stated', here '3'.; measure here"):
         require_same({"a": "2"}, {"a": "1", "b": "3"}, "it")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "same"),
+        ({"runtime_version": "1.1"}, "stale"),
+        ({"runtime_version": "1.1", "driver_version": "7"}, "stale"),
+        ({"runtime_version": "1.1", "threads": "2"}, "other settings"),
+        ({"governor": "powersave"}, "other settings"),
+        ({"runtime": "openvino"}, "other settings"),
+        ({"cpu": "Z80", "runtime_version": "1.1"}, "other machine"),
+        ({"cores": "4"}, "other machine"),
+    ],
+)
+def test_how_fingerprints_are_related(change: dict[str, str], expected: str) -> None:
+    here = {"cpu": "Z80A", "cores": "2", "governor": "performance", "threads": "1", "runtime": "onnxruntime", "runtime_version": "1.2"}
+    assert relation({**here, **change}, here) == expected
+    if expected != "same":
+        says = "is stale: it was measured on this machine" if expected == "stale" else "was measured elsewhere"
+        with pytest.raises(FingerprintError, match=f"the table {says}.*with `hwnas profile`"):
+            require_same({**here, **change}, here, "the table")
 
 
 def test_backends_are_found_by_name() -> None:

@@ -181,7 +181,7 @@ def test_real_operators_in_onnx_runtime_and_garbage() -> None:
         protocol=Protocol(rounds=4, most_rounds=4, visit_ms=0.5),
     )  # fmt: skip
     assert time.monotonic() - start < 30
-    assert found.failures.keys() == {"garbage"} and "onnxruntime refuses" in found.failures["garbage"]
+    assert found.failures.keys() == {"garbage"} and "no ONNX model" in found.failures["garbage"]
     assert found.timings[str(large)].low_ms > 2 * found.timings[str(small)].low_ms > 0
 
 

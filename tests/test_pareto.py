@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from hwnas.errors import RunError
 from hwnas.pareto import Floats, hypervolume, hypervolume_history, nondominated, reference_point, spread
 
 LEVELS = 5
@@ -98,3 +99,8 @@ def test_spread_takes_different_members_and_the_ends(rows: Floats, most: int) ->
 def test_spread_is_even() -> None:
     front: NDArray[np.float64] = np.stack([np.arange(101.0), 100 - np.arange(101.0)], 1)
     assert spread(front, 5).tolist() == [0, 25, 50, 75, 100]
+
+
+def test_no_front_without_a_finite_row() -> None:
+    with pytest.raises(RunError, match="none of the 2 trials has finite objectives"):
+        reference_point(np.array([[np.nan, 1.0], [np.inf, 2.0]]))

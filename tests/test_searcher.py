@@ -11,8 +11,9 @@ from hwnas import resources
 from hwnas.cost import Cost, CostModel, PeakMemory, Uncertainty
 from hwnas.errors import BudgetError, ConfigError
 from hwnas.evaluate import Objective
+from hwnas.op import OpSpec
 from hwnas.searcher import Problem, dominating
-from hwnas.space import SearchSpace, load_space
+from hwnas.space import SearchSpace, Site, Slot, load_space
 
 ERROR = (Objective("error"),)
 
@@ -56,9 +57,10 @@ def test_an_unreachable_budget_names_the_cheapest_and_what_dominates_it(default:
 
 
 def test_dominating_operators_are_added_up_and_the_offset_is_one_of_them(diamond: SearchSpace) -> None:
-    skip = diamond.sites[3].op
-    model = CostModel(diamond, lambda op: 3.0 if op == skip else 1.0, offset=4.0)
-    assert dominating(model, (1, 1), most=2) == f"{skip} (46%), what every network costs (31%)"
+    conv = OpSpec("conv_bn", 4, 4, 8, 8)
+    sites = (Site(conv, ("input",), "a"), Site(conv, ("a",), "b"), Site(OpSpec("classifier", 4, 2, 8, 8, stride=8), ("b",), "output"))
+    model = CostModel(SearchSpace((4, 8, 8), 2, (), sites), lambda op: 3.0 if op == conv else 1.0, offset=4.0)
+    assert dominating(model, (), most=2) == f"{conv} (55%), what every network costs (36%)"
     assert dominating(PeakMemory(diamond), (1, 1)) == "its largest activations"
 
 
@@ -77,9 +79,22 @@ def test_budgets_that_only_exclude_each_other(diamond: SearchSpace, rng: np.rand
     """The one wants few operators, the other none of the cheap networks."""
     few = CostModel(diamond, lambda op: 1.0)
     many = Inverse(few)
-    problem = Problem(diamond, ERROR, {"few": few, "many": many}, {"few": 3.0, "many": 1.0})
-    with pytest.raises(BudgetError, match="no architecture of diamond was found that keeps all of"):
+    problem = Problem(diamond, ERROR, {"few": few, "many": many}, {"few": 3.0, "many": 3.0})
+    with pytest.raises(BudgetError, match=r"that keeps all of .*; the nearest \(left=.*\) needs up to few"):
         problem.random(rng)
+
+
+def test_budgets_that_only_a_compromise_keeps(rng: np.random.Generator) -> None:
+    """Neither metric's cheapest network keeps both budgets."""
+    slots = tuple(Slot(f"s{i}", tuple("12345")) for i in range(2))
+    wide = [Site(OpSpec("conv_bn", 4, 4, 8, 8, groups=k), (("input", "a")[i],), "ab"[i], ((i, k),)) for i in range(2) for k in range(5)]
+    head = OpSpec("classifier", 4, 2, 8, 8, stride=8)
+    space = SearchSpace((4, 8, 8), 2, slots, (*wide, Site(head, ("b",), "output")))
+    up = CostModel(space, lambda op: float(op.groups))
+    down = CostModel(space, lambda op: float(4 - op.groups) if op != head else 0.0)
+    problem = Problem(space, ERROR, {"up": up, "down": down}, {"up": 5.0, "down": 4.0})
+    assert not problem.feasible([up.cheapest(), down.cheapest()]).any()
+    assert problem.feasible([problem.random(rng), problem.anchor]).all()
 
 
 class Inverse(PeakMemory):

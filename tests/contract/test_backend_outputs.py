@@ -1,0 +1,58 @@
+"""Every file of `hwnas/backends` in every precision it declares: what it computes is what ONNX Runtime computes in fp32."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from hwnas import plugins
+from hwnas.device import Backend, ComputingExecutable, Device, Precision, load_backend
+from hwnas.errors import ConfigError, DeviceError
+from hwnas.feed import parse, random_feed
+from hwnas.profile import chains, network_onnx
+from hwnas.space import SearchSpace
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2, "int8": 0.1}
+"""Largest distance from the fp32 outputs, as a share of their norm. Random weights, random images, random calibration data."""
+LISTED = [entry for entry in plugins.listing("backends") if not entry.missing]
+
+
+def test_every_backend_declares_what_it_computes_in() -> None:
+    assert LISTED
+    for entry in LISTED:
+        assert entry.precisions and set(entry.precisions) <= set(get_args(Precision)), entry
+
+
+def one_of_each_kind(space: SearchSpace) -> list[bytes]:
+    """A chain of every kind of operator in the space, and its largest network."""
+    kinds = {op.kind: op for op in space.operators()}
+    arch = max((arch for arch, _ in zip(space.all(), range(50), strict=False)), key=lambda arch: len(space.graph(arch)))
+    return [*(chains(op, 2)[1] for op in kinds.values()), network_onnx(space, arch, 2)]
+
+
+@pytest.fixture(params=[(entry.name, precision) for entry in LISTED for precision in entry.precisions], ids="-".join)
+def backend(request: pytest.FixtureRequest) -> tuple[Backend, str]:
+    name, precision = request.param
+    try:
+        return load_backend(Device(name="under test", backend=name, precision=precision, batch=2)), precision
+    except (ConfigError, DeviceError) as error:  # of a device's own options, or what this machine cannot do
+        pytest.skip(str(error))
+
+
+def test_computes_what_the_model_says(backend: tuple[Backend, str], space: SearchSpace) -> None:
+    runtime, precision = backend
+    reference = load_backend(Device(backend="onnxruntime", batch=2))
+    for model in one_of_each_kind(space):
+        executable = runtime.compile(model)
+        if not isinstance(executable, ComputingExecutable):
+            pytest.skip(f"{type(executable).__name__} keeps its outputs to itself")
+        expected = reference.compile(model)
+        assert isinstance(expected, ComputingExecutable)
+        feed = random_feed(parse(model), 2, seed=9)
+        for found, wanted in zip(executable.outputs(feed), expected.outputs(feed), strict=True):
+            assert found.shape == wanted.shape and found.dtype == np.float32
+            assert np.linalg.norm(found - wanted) <= TOLERANCES[precision] * np.linalg.norm(wanted)
+            again = executable.outputs(feed)[0]
+            np.testing.assert_array_equal(found, again)
