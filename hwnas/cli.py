@@ -59,6 +59,8 @@ def devices(as_json: Json = False) -> None:
     for name, path in available("devices").items():
         device = load_device(str(path))
         missing = backends.get(device.backend, (f"a backend called {device.backend}",))
+        if device.remote and device.backend in backends:
+            missing = plugins.missing_packages(("asyncssh",))  # its runtime is needed there and not here
         rows.append({"name": name, "summary": f"{device.description} [{device.backend}, {device.precision}]", "missing": list(missing)})
     _list(rows, as_json)
 

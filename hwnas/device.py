@@ -13,22 +13,58 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from hwnas import plugins
 from hwnas.errors import ConfigError, FingerprintError
+
+try:
+    from pydantic import BaseModel, ConfigDict, Field
+except ImportError:  # a worker on a remote device, whose host has its runtime only
+    from hwnas.plain import BaseModel, ConfigDict, Field  # type: ignore[assignment, no-redef]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Energy(BaseModel):
-    """How energy is had on a device. Only `modelled` needs no counters: arithmetic plus memory traffic."""
+    """How energy is had on a device: read from a counter (`hwnas.counters`), or modelled, which needs none.
+
+    Modelled, an operator takes `idle_watts` for as long as it runs, and energy for every multiply-add and every byte
+    moved. A counter is read over windows of at least `seconds`, `repeats` times for every model.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    source: Literal["modelled"] = "modelled"
+    source: Literal["modelled", "rapl", "nvml", "jetson", "ina"] = "modelled"
+    idle_watts: Annotated[float, Field(ge=0)] = 0.0
     picojoules_per_mac: Annotated[float, Field(gt=0)] = 4.6
     picojoules_per_byte: Annotated[float, Field(gt=0)] = 160.0
+    domain: str = ""
+    """What of the source counts: `package`, `core`, `dram`, `psys` (rapl), `total`, `cpu`, `gpu` (jetson)."""
+    index: Annotated[int, Field(ge=0)] = 0
+    """Which GPU (nvml), which channel (ina)."""
+    path: str = ""
+    """Where the files are: the folder of an ina rail, `*` allowed; another root than /sys/class/powercap (rapl)."""
+    seconds: Annotated[float, Field(gt=0)] = 0.5
+    repeats: Annotated[int, Field(ge=2)] = 5
+
+
+class Remote(BaseModel):
+    """Another machine on which a device's workers run, reached over SSH with keys; there is no place for a password.
+
+    What is empty is as for `ssh` itself: the user's name, `~/.ssh/known_hosts`, the agent's keys and those of `~/.ssh`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)] = 22
+    user: str = ""
+    known_hosts: str = ""
+    key: str = ""
+    python: str = "python3"
+    """The interpreter there that has numpy and the runtime; a path is absolute or begins at the user's home."""
+    folder: str = "~/.cache/hwnas"
+    """Where code and models are kept there; it may be deleted at any time."""
 
 
 class Device(BaseModel):
@@ -42,8 +78,9 @@ class Device(BaseModel):
     precision: Precision = "fp32"
     batch: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # noqa: RUF012  a model copies its defaults
     energy: Energy = Energy()
+    remote: Remote | None = None
 
 
 @runtime_checkable

@@ -44,6 +44,14 @@ class DeviceError(HwnasError):
     """A device that cannot be reached or cannot run what it was given."""
 
 
+class WorkerLostError(DeviceError):
+    """A worker process that died or hung; what it had in hand is the culprit."""
+
+
+class ConnectionLostError(HwnasError):
+    """A remote device whose connection was lost and could not be had again; no model's fault."""
+
+
 class DataError(HwnasError, ValueError):
     """A data set that is not what the configuration says."""
 

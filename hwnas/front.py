@@ -13,7 +13,7 @@ import pydantic
 
 from hwnas import __version__
 from hwnas.config import tables_root
-from hwnas.device import digest
+from hwnas.device import Device, digest
 from hwnas.errors import BudgetError, ConfigError, ExportError, nearest
 from hwnas.evaluate import MEASURED, Objective
 from hwnas.export import Facts, Measured, complete, describe, finish_member, load_exporter, measure_members, replace_file, write_model
@@ -62,7 +62,7 @@ def export_run(
     experiment = run.experiment
     device, space = experiment.load_device(), experiment.load_space()
     members = read_members(run)
-    costs = paper_costs(space, device)
+    costs = dict.fromkeys((*paper_costs(space, device), "energy_mj"))
     limits = dict(experiment.budgets)
     for metric, limit in (budgets or {}).items():
         if metric != LATENCY and metric not in costs:
@@ -137,6 +137,7 @@ def report_run(run: Run, out: Path | None = None) -> list[Path]:
             "data": experiment.data.name,
             "searcher": experiment.searcher.name,
             "evaluator": experiment.evaluator.name,
+            "energy": _energy_text(experiment.load_device()),
             "trials": str(len(trials)),
         }
     }
@@ -225,6 +226,10 @@ def _plain(member: Member, facts: Facts | None, measured: Mapping[str, Mapping[s
 
 def _objectives(run: Run, costs: Mapping[str, Any]) -> tuple[Objective, ...]:
     return tuple(Objective.named(name, [LATENCY, *costs]) for name in run.experiment.objectives)
+
+
+def _energy_text(device: Device) -> str:
+    return "modelled" if device.energy.source == "modelled" else f"the sum of operators, each measured ({device.energy.source})"
 
 
 def _vectors(

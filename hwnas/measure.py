@@ -1,8 +1,8 @@
 """The measuring protocol: interleaved rounds in a worker process, journalled visit by visit, reduced to a low percentile.
 
 Everything that is measured is measured by `measure`: operators, whole networks, exported models. Models run in a worker
-process (`python -m hwnas.measure`), so one that crashes the runtime, hangs or runs out of memory is a named failure and
-the rest goes on.
+process (`hwnas.worker`), on this machine or the device's own, so one that crashes the runtime, hangs or runs out of
+memory is a named failure and the rest goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,8 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwnas.device import Device, Executable, TimedExecutable, device_fingerprint, load_backend
-from hwnas.errors import DeviceError, HwnasError
+from hwnas.device import Device
+from hwnas.errors import DeviceError, WorkerLostError
+from hwnas.remote import RemoteWorker
+from hwnas.worker import Handle
 
 REFERENCE = "reference"
 
@@ -95,11 +96,7 @@ class Measurement:
         return float(np.median(apart)) if apart else float("nan")
 
 
-class WorkerLostError(DeviceError):
-    """The worker process died or hung; what it had in hand is the culprit."""
-
-
-class Worker:
+class Worker(Handle):
     """A child process that holds compiled models and times them; it can be killed and started again."""
 
     def __init__(self, device: Device, memory_gb: float = 0.0) -> None:
@@ -109,22 +106,11 @@ class Worker:
         self._pipe: Connection | None = None
         self.fingerprint: dict[str, str] = {}
 
-    def __enter__(self) -> Worker:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
-
     def start(self) -> None:
-        """Starts the process and makes the backend in it.
-
-        Raises:
-            HwnasError: the backend cannot be made; the worker's own reason.
-        """
+        """See `Handle`."""
         to_child_read, to_child_write = os.pipe()
         from_child_read, from_child_write = os.pipe()
-        command = [sys.executable, "-m", "hwnas.measure", str(to_child_read), str(from_child_write)]
+        command = [sys.executable, "-m", "hwnas.worker", str(to_child_read), str(from_child_write)]
         path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
         self._process = subprocess.Popen(
             command, pass_fds=(to_child_read, from_child_write), env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL
@@ -136,7 +122,7 @@ class Worker:
         self.fingerprint = self.request(("open", self._device.model_dump_json(), self._memory_gb), timeout_s=120)
 
     def stop(self) -> None:
-        """Ends the process, by force if it does not answer."""
+        """See `Handle`."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -144,25 +130,15 @@ class Worker:
             self._from.close()
             self._process = None
 
-    def request(self, message: tuple[Any, ...], timeout_s: float) -> Any:
-        """Sends a message and gives its answer.
-
-        Raises:
-            WorkerLostError: no answer in time, or the process died.
-            DeviceError: the answer is an error.
-        """
-        self.send(message)
-        return self.receive(timeout_s)
-
     def send(self, message: tuple[Any, ...]) -> None:
-        """Sends a message whose answers are received later."""
+        """See `Handle`."""
         try:
             self._to.send(message)
         except OSError:
             raise WorkerLostError(self._obituary()) from None
 
     def receive(self, timeout_s: float) -> Any:
-        """The next answer; see `request`."""
+        """See `Handle`."""
         try:
             if not self._from.poll(timeout_s):
                 raise WorkerLostError(f"gave no answer in {timeout_s:g} s")
@@ -182,6 +158,11 @@ class Worker:
         if code < 0:
             return f"crashed the runtime ({signal.Signals(-code).name})"
         return f"ended the worker process (exit code {code})"
+
+
+def open_worker(device: Device, memory_gb: float = 0.0) -> Handle:
+    """A worker of the device, not yet started: a child process, or a process on its remote machine."""
+    return Worker(device, memory_gb) if device.remote is None else RemoteWorker(device, memory_gb)
 
 
 Progress = Callable[[str, int, int], None]
@@ -214,7 +195,7 @@ def measure(
         DeviceError: the device cannot run even the reference model.
     """
     session = _Session(models, device, protocol or Protocol(), reference, np.random.default_rng(seed), progress, level_ms)
-    with Worker(device, session.protocol.memory_gb) as worker:
+    with open_worker(device, session.protocol.memory_gb) as worker:
         return session.run(worker, journal)
 
 
@@ -236,7 +217,7 @@ class _Session:
         self.first_ms: dict[str, float] = {}
         self.visits: list[Visit] = []
 
-    def run(self, worker: Worker, journal: Path | None) -> Measurement:
+    def run(self, worker: Handle, journal: Path | None) -> Measurement:
         self.fingerprint = worker.fingerprint
         round_number = self._load(journal)
         self._compile_all(worker)
@@ -267,7 +248,7 @@ class _Session:
     def _digest(self, key: str) -> str:
         return f"{key} {hashlib.sha256(self.models[key]).hexdigest()[:12]}"
 
-    def _compile_all(self, worker: Worker) -> None:
+    def _compile_all(self, worker: Handle) -> None:
         pending = [key for key in self.models if key not in self.failures]
         done = 0
         while done < len(pending):
@@ -289,11 +270,11 @@ class _Session:
             raise DeviceError(f"device {self.device.name or self.device.backend} cannot run the reference model: {reason}")
         self.failures[key] = reason
 
-    def _restart(self, worker: Worker) -> None:
+    def _restart(self, worker: Handle) -> None:
         worker.stop()
         worker.start()
 
-    def _warm_up(self, worker: Worker) -> None:
+    def _warm_up(self, worker: Handle) -> None:
         """Runs the reference until two visits in a row agree within 2 %."""
         last = float("inf")
         for _ in range(50):
@@ -338,7 +319,7 @@ class _Session:
         error = 1.25 * 1.4826 * float(np.median(np.abs(np.array(per_visit) - middle))) / len(per_visit) ** 0.5
         return middle, error
 
-    def _round(self, worker: Worker, todo: list[str], number: int, log: _Journal) -> None:
+    def _round(self, worker: Handle, todo: list[str], number: int, log: _Journal) -> None:
         order = [todo[i] for i in self.rng.permutation(len(todo))]
         step = self.protocol.reference_every
         visits = [*(key for i in range(0, len(order), step) for key in (REFERENCE, *order[i : i + step])), REFERENCE]
@@ -480,63 +461,3 @@ class _Journal:
 def _cut_half_line(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: content.rfind(b"\n") + 1])
-
-
-def _times(executable: Executable, runs: int) -> NDArray[np.int64]:
-    """How long each of `runs` inferences took, ns: by its own account where it gives one, else by this process's clock."""
-    if isinstance(executable, TimedExecutable):
-        return executable.time(runs)
-    run, clock = executable.run, time.perf_counter_ns
-    samples = np.empty(runs, dtype=np.int64)
-    for i in range(runs):
-        start = clock()
-        run()
-        samples[i] = clock() - start
-    return samples
-
-
-def _serve(read: int, write: int) -> None:
-    """The worker process: compiles and times what it is sent, until its connection closes."""
-    incoming, outgoing = Connection(read, writable=False), Connection(write, readable=False)
-    backend = None
-    models: dict[str, Executable] = {}
-    while True:
-        try:
-            message = incoming.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            match message:
-                case ("open", device_json, memory_gb):
-                    if memory_gb:
-                        import resource
-
-                        resource.setrlimit(resource.RLIMIT_AS, (int(memory_gb * 2**30),) * 2)
-                    device = Device.model_validate_json(device_json)
-                    backend = load_backend(device)
-                    answer: Any = device_fingerprint(device, backend)
-                case ("compile", key, model):
-                    assert backend is not None
-                    executable = backend.compile(model)
-                    executable.run()
-                    answer = float(_times(executable, 1)[0]) * 1e-6
-                    models[key] = executable
-                case ("round", visits):
-                    for key, runs in visits:
-                        models[key].run()
-                        outgoing.send(("ok", _times(models[key], runs)))
-                    continue
-                case _:
-                    raise DeviceError(f"the worker does not know the message {message[0]!r}")
-        except HwnasError as error:
-            outgoing.send(("error", str(error)))
-        except MemoryError:
-            outgoing.send(("error", "ran out of memory"))
-        except Exception as error:  # whatever a runtime raises is that model's failure, not the session's
-            outgoing.send(("error", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"))
-        else:
-            outgoing.send(("ok", answer))
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -127,7 +127,10 @@ def options(kind: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def checked_options(target: Any, given: dict[str, Any], what: str) -> dict[str, Any]:
     """`given` checked against the keyword-only parameters of the class or function `target`; `what` names it in errors."""
-    import pydantic
+    try:
+        import pydantic
+    except ImportError:  # a worker on a remote device
+        from hwnas import plain as pydantic  # type: ignore[no-redef]
 
     function = target.__init__ if inspect.isclass(target) else target
     signature = inspect.signature(function, eval_str=True)

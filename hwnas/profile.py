@@ -22,8 +22,9 @@ from hwnas import layers, resources
 from hwnas.calibrate import Accuracy, Calibration, choose_probes, interval
 from hwnas.cost import Cost, CostModel, PeakMemory
 from hwnas.device import Device, differences, digest, disagreement, relation
+from hwnas.energy import measure_energy, require_counter
 from hwnas.errors import FingerprintError, SpaceError, TableError
-from hwnas.measure import Measurement, Progress, Protocol, Worker, measure, silent
+from hwnas.measure import Measurement, Progress, Protocol, measure, open_worker, silent
 from hwnas.network import Network
 from hwnas.op import OpSpec
 from hwnas.quick_onnx import quick_onnx
@@ -44,9 +45,15 @@ TRANSFER_FACT = "transfer "
 """What begins the facts of rows that `hwnas.transfer` predicted; they go with the last such row."""
 
 
+ENERGY_FACT = "energy source"
+"""The fact that says where a table's energies come from: `modelled`, or the kind of counter. One table has one source."""
+
+MODEL_SETTINGS = {"idle_watts", "picojoules_per_mac", "picojoules_per_byte"}
+
+
 def fingerprint(device: Device) -> dict[str, str]:
     """The fingerprint that measurements on this device have now (asks the runtime in a worker process)."""
-    with Worker(device) as worker:
+    with open_worker(device) as worker:
         return worker.fingerprint
 
 
@@ -84,6 +91,28 @@ class DeviceTables:
         table = CostTable.load(path)
         self._own(table.fingerprint, path)
         return table
+
+    def energies(self) -> CostTable:
+        """The energy table of the source that the device's YAML names; empty where there is none yet.
+
+        Modelled rows are no loss: they make room for measured ones and for those of another model. Measured rows stay until
+        somebody moves them away.
+
+        Raises:
+            TableError: there are measured rows of another source.
+        """
+        table = self.operators("energy_mj")
+        wanted = self.device.energy.source
+        sources = {row.source for row in table.rows.values()}
+        if sources <= {"modelled"}:
+            same = wanted == "modelled" and {"model idle_watts": "0.0", **table.facts}.items() >= _model_facts(self.device).items()
+            return table if same or not sources else CostTable(self.device.name, "energy_mj", self.fingerprint)
+        if sources == {"measured"} and wanted == table.facts.get(ENERGY_FACT):
+            return table
+        raise TableError(
+            f"{self.folder / 'energy_mj.csv'} holds energies of the source {table.facts.get(ENERGY_FACT, 'unknown')!r}, which do not mix "
+            f"with {wanted!r} of the device's YAML; move the file away or change `energy.source`"
+        )
 
     def networks(self, space: SearchSpace) -> NetworkTable:
         """The space's measured networks; empty where there are none yet."""
@@ -143,21 +172,39 @@ class DeviceTables:
         return Calibration.from_tables(space, table, list(networks.rows), np.array([row.price for row in networks.rows.values()]))
 
     def costs(self, space: SearchSpace) -> dict[str, Cost]:
-        """Every metric's cost model: latency calibrated, energy modelled, the others counted."""
+        """Every metric's cost model: latency calibrated, energy by the device's counter or model, the others counted."""
         costs: dict[str, Cost] = {"latency_ms": self.calibration(space).cost_model()}
-        return {**costs, **paper_costs(space, self.device)}
+        costs |= paper_costs(space, self.device)
+        return costs if "energy_mj" in costs else {**costs, "energy_mj": self.energy(space)}
+
+    def energy(self, space: SearchSpace) -> Cost:
+        """The energy of networks as the sum of the operators' rows.
+
+        Raises:
+            TableError: rows are missing or come from another source than the device's YAML names.
+        """
+        table = self.energies()
+        missing = table.missing(space.operators())
+        if missing:
+            reason = f" (measuring it failed: {table.bad[missing[0]]})" if missing[0] in table.bad else ""
+            raise TableError(
+                f"the energy of {len(missing)} operators of {space.name}, e.g. {missing[0]}, is not known on {self.device.name} by "
+                f"{self.device.energy.source!r}{reason}; run `hwnas profile {self.device.name} CONFIG`"
+            )
+        return CostModel(space, table.price, metric="energy_mj")
 
 
 def paper_costs(space: SearchSpace, device: Device) -> dict[str, Cost]:
-    """The metrics that need no measuring: `energy_mj` (modelled), `macs`, `flops`, `params`, `peak_mb`."""
-    energy = energy_model(device)
-    costs: dict[str, Cost] = {"energy_mj": CostModel(space, energy, metric="energy_mj")}
+    """The metrics that need no measuring: `macs`, `flops`, `params`, `peak_mb`, and `energy_mj` where it is modelled without a table."""
+    costs: dict[str, Cost] = {}
+    if device.energy.source == "modelled" and not device.energy.idle_watts:
+        costs["energy_mj"] = CostModel(space, energy_model(device), metric="energy_mj")
     costs |= {metric: CostModel(space, price, metric=metric) for metric, price in resources.ANALYTIC.items()}
     return {**costs, "peak_mb": PeakMemory(space)}
 
 
 def energy_model(device: Device) -> Callable[[OpSpec], float]:
-    """The device's modelled energy of an operator, mJ."""
+    """The device's modelled energy of an operator without idle power, mJ."""
     return resources.EnergyModel(device.energy.picojoules_per_mac, device.energy.picojoules_per_byte)
 
 
@@ -198,24 +245,85 @@ def reference_onnx() -> bytes:
 def profile_operators(
     tables: DeviceTables, operators: Sequence[OpSpec], *, protocol: Protocol | None = None, progress: Progress = silent
 ) -> CostTable:
-    """Measures the operators that the latency table lacks, writes it and the modelled energy table, and gives the former.
+    """Measures the operators that the latency table lacks, writes it and the energy table, and gives the former.
 
     An operator that the runtime refuses, crashes or hangs on becomes a named bad row; the others are measured.
     """
+    if tables.device.energy.source != "modelled":
+        count_energy(tables, operators, protocol=protocol, progress=progress)
     table = tables.operators("latency_ms")
     wanted = unmeasured(table, operators)
     if wanted:
         measure_into(table, tables, wanted, protocol=protocol, progress=progress)
         table.save(tables.folder / "latency_ms.csv")
         operators_journal(tables).unlink(missing_ok=True)
-    energy = tables.operators("energy_mj")
-    model = energy_model(tables.device)
+    if tables.device.energy.source == "modelled":
+        model_energy(tables, operators)
+    return table
+
+
+def model_energy(tables: DeviceTables, operators: Sequence[OpSpec]) -> CostTable:
+    """Writes the modelled energy of the operators, mJ; needs their latency where idle power is part of the model."""
+    energy, model, idle_watts = tables.energies(), energy_model(tables.device), tables.device.energy.idle_watts
+    rows = {op: Row(model(op), source="modelled") for op in operators}
+    if idle_watts:
+        latency = tables.operators("latency_ms")
+        lasting = {op: idle_watts * latency.price(op) / tables.device.batch for op in operators if op not in latency.bad}  # W ms = mJ
+        rows = {op: Row(rows[op].price + mj, source="modelled") for op, mj in lasting.items()}
     if energy.missing(operators) or "date" not in energy.facts:
         energy.facts |= {"date": _now(), "protocol": "modelled from MACs and bytes, not measured"}
-    energy.add({op: Row(model(op), source="modelled") for op in operators}, tables.fingerprint)
-    energy.facts |= {f"model {key}": str(value) for key, value in tables.device.energy.model_dump().items()}
+    energy.add(rows, tables.fingerprint)
+    energy.facts |= {ENERGY_FACT: "modelled", **_model_facts(tables.device)}
     energy.save(tables.folder / "energy_mj.csv")
-    return table
+    return energy
+
+
+def _model_facts(device: Device) -> dict[str, str]:
+    return {f"model {key}": str(value) for key, value in device.energy.model_dump(include=MODEL_SETTINGS).items()}
+
+
+def count_energy(
+    tables: DeviceTables, operators: Sequence[OpSpec], *, protocol: Protocol | None = None, progress: Progress = silent
+) -> CostTable:
+    """Measures the energy of one image, mJ, of the operators that the table lacks: by differences of chains, like latency.
+
+    Raises:
+        DeviceError: the device's counter is not there or may not be read.
+        TableError: the table's rows come from another source or counter.
+    """
+    energy = tables.energies()
+    missing = energy.missing(operators)
+    if missing:
+        counter = require_counter(tables.device)
+        if energy.rows and counter != energy.facts.get("energy counter"):
+            raise TableError(
+                f"{tables.folder / 'energy_mj.csv'} was counted by {energy.facts.get('energy counter')!r}, which does not mix with "
+                f"{counter!r}; move the file away to count anew, or change `energy`"
+            )
+        journal = tables.folder / "energy.journal"
+        models: dict[str, bytes] = {}
+        copies: dict[OpSpec, int] = {}
+        for op in missing:
+            models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
+        found = measure_energy(models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, progress=progress)
+        rows = {}
+        for op in missing:
+            short, long = found.draws.get(f"{op} short"), found.draws.get(f"{op} long")
+            if short is None or long is None:
+                energy.bad[op] = found.failures.get(f"{op} short") or found.failures[f"{op} long"]
+                continue
+            error = (short.error_mj**2 + long.error_mj**2) ** 0.5
+            rows[op] = Row(max(long.mj - short.mj, 0.0) / copies[op], error / copies[op], n=long.n)
+        energy.add(rows, found.fingerprint)
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        energy.facts |= {
+            "date": now, ENERGY_FACT: tables.device.energy.source, "energy counter": found.counter,
+            "energy counter interval ms": f"{1e3 * found.interval_s:.3g}", "idle W": f"{found.idle_watts:.4g}",
+            "window s": f"{tables.device.energy.seconds:g}", "windows": str(tables.device.energy.repeats),
+        }  # fmt: skip
+        energy.save(tables.folder / "energy_mj.csv")
+        journal.unlink(missing_ok=True)
+    return energy
 
 
 def unmeasured(table: CostTable, operators: Sequence[OpSpec]) -> list[OpSpec]:

@@ -33,7 +33,7 @@ WIDE = 8.0
 # metric -> what it is called, its unit on paper, and what to multiply it with to have it in that unit
 _LABELS: dict[str, tuple[str, str, float]] = {
     "error": ("error", "%", 100), "accuracy": ("accuracy", "%", 100), "loss": ("cross entropy", "nats", 1),
-    "latency_ms": ("latency", "ms", 1), "energy_mj": ("energy, modelled", "mJ", 1), "peak_mb": ("peak memory", "MB", 1),
+    "latency_ms": ("latency", "ms", 1), "energy_mj": ("energy, predicted", "mJ", 1), "peak_mb": ("peak memory", "MB", 1),
     "macs": ("MACs", "M", 1e-6), "flops": ("FLOPs", "M", 1e-6), "params": ("parameters", "k", 1e-3),
 }  # fmt: skip
 _TESTED = ("error", "accuracy")

@@ -133,7 +133,7 @@ def test_the_table_tells_measured_predicted_counted_and_modelled() -> None:
     assert found.columns == (
         "model", "test accuracy (%)", "validation accuracy (%)", "validation cross entropy",
         "latency p50, measured (ms)", "p90 (ms)", "runs", "latency, predicted (ms)", "upper bound (ms)", "parameters (k)",
-        "energy, modelled (mJ)", "wear, predicted (s)", "upper bound (s)", "choices",
+        "energy, predicted (mJ)", "wear, predicted (s)", "upper bound (s)", "choices",
     )  # fmt: skip
     assert found.rows[0] == (
         "m0", "95.00", "70.00", "0.900", "1.20", "1.50", "40", "1.08", "1.20", "12.3", "0.250", "2,000", "3,000", "0-1",
