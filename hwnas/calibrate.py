@@ -2,12 +2,15 @@
 
 An operator in context does not cost what it costs alone (fusion, layouts, caches). The model is hierarchical and Gaussian:
 
-    cost(network) = offset + sum of price(op) + noise,   noise ~ N(0, (sigma cost)^2)
-    price(op) = features(op) . beta + residual(op),      residual ~ N(0, (tau scale(op))^2)
+    cost(network) = offset + sum of price(op) + sum of correction(slot, choice) + noise,   noise ~ N(0, (sigma cost)^2)
+    price(op) = features(op) . beta + residual(op),                                        residual ~ N(0, (tau scale(op))^2)
+    correction(slot, choice) = what hangs on it . gamma + rest(slot, choice),              rest ~ N(0, rho^2)
 
 The features are the isolated price (whose weight is expected to be 1), multiply-adds by kind, numbers moved,
 parameters, layers, and one; beta has a Gaussian prior; the spreads are those of greatest marginal likelihood. So a few
-dozen networks correct hundreds of prices, also of operators that none of them holds.
+dozen networks correct hundreds of prices, also of operators that none of them holds. The corrections say what the same
+operator costs more at one place than at another, or though nothing uses it (a runtime that does not prune); they are
+kept only where they predict networks better that they have not seen.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from hwnas.table import CostTable
 Floats = NDArray[np.float64]
 FEWEST = 8
 """Networks below which nothing is calibrated."""
+HELPS = 0.9
+"""Share of the mean squared left-out error that corrections must get below to be kept."""
 
 
 @dataclass(frozen=True)
@@ -53,31 +58,60 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Spreads:
-    """Hyper-parameters, all relative to the mean cost of a probe: of the feature weights, the residuals, the noise."""
+    """Hyper-parameters, all relative to the mean cost of a probe: of the weights of features, the residuals, the noise, the corrections."""
 
     weight: float
     isolated: float
     residual: float
     noise: float
+    place: float = 0.0
+    rest: float = 0.0
 
 
 class Calibration:
     """Prices of a space's operators corrected by measured whole networks.
 
-    `prices` are posterior means, never negative; `uncertainty` their covariance with the offset's; `offset` what
-    every network costs beside its operators; all in ms.
+    `prices` are posterior means, never negative; `corrections` what a choice costs beside its operators, never negative
+    and 0 for the cheapest choice of every slot, None where they did not help; `offset` what every network costs beside
+    that; `covariance` that of (prices, corrections, offset); all in the metric's unit.
+
+    Args:
+        isolated: the price of each operator alone; None where only networks were measured.
+        archs: the measured networks.
+        errors: standard errors of `measured`.
+        corrected: whether choices are corrected.
+
+    Raises:
+        TableError: too few networks.
     """
 
-    def __init__(self, space: SearchSpace, isolated: Floats, counts: Floats, measured: Floats, errors: Floats | None = None) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        isolated: Floats | None,
+        archs: Sequence[Architecture],
+        measured: Floats,
+        errors: Floats | None = None,
+        corrected: bool = False,
+    ) -> None:
         if len(measured) < FEWEST:
             raise TableError(f"calibration needs at least {FEWEST} measured networks, but has {len(measured)}; profile with more probes")
         self.space = space
         self.operators = space.operators()
-        self.isolated, self.counts, self.measured = isolated, counts, measured
+        self.isolated = np.zeros(len(self.operators)) if isolated is None else isolated
+        self._counter = CostModel(space, lambda op: 0.0)
+        self.counts, self.measured = self._counter.counts(archs).numpy(), measured
         self.errors = np.zeros_like(measured) if errors is None else errors
+        self.chosen = indicators(space, archs) if corrected else np.zeros((len(measured), 0))
         self._design()
         self.spreads = self._fit()
         self._solve()
+
+    @classmethod
+    def best(cls, space: SearchSpace, isolated: Floats | None, archs: Sequence[Architecture], measured: Floats) -> Calibration:
+        """With corrections where these predict each network better from the others, else without."""
+        plain, corrected = (cls(space, isolated, archs, measured, corrected=value) for value in (False, True))
+        return corrected if (corrected.left_out**2).mean() < HELPS * (plain.left_out**2).mean() else plain
 
     @classmethod
     def from_tables(cls, space: SearchSpace, table: CostTable, archs: Sequence[Architecture], measured: Floats) -> Calibration:
@@ -87,14 +121,14 @@ class Calibration:
             MissingPriceError: the table lacks an operator of the space.
             TableError: too few networks.
         """
-        counter = CostModel(space, table.price)
-        return cls(space, counter.price.numpy(), counter.counts(archs).numpy(), np.asarray(measured, dtype=np.float64))
+        isolated = np.array([table.price(op) for op in space.operators()])
+        return cls.best(space, isolated, archs, np.asarray(measured, dtype=np.float64))
 
     def cost_model(self, metric: str = "latency_ms") -> CostModel:
         """The calibrated prices as a cost model with its uncertainty."""
         prices = dict(zip(self.operators, self.prices.tolist(), strict=True))
         uncertainty = Uncertainty(self.covariance, self.spreads.noise)
-        return CostModel(self.space, prices, metric=metric, offset=self.offset, uncertainty=uncertainty)
+        return CostModel(self.space, prices, metric=metric, offset=self.offset, corrections=self.corrections, uncertainty=uncertainty)
 
     def _design(self) -> None:
         """Features scaled so that each contributes the mean cost to a mean probe, and the rows relative to their cost."""
@@ -102,7 +136,7 @@ class Calibration:
         features = np.column_stack([self.isolated, op_features(self.operators)])
         usual = self.counts.mean(0) @ features
         kept = usual > 1e-12 * np.abs(features).max(0, initial=1e-300)
-        kept[0] = True
+        kept[0] = True  # the isolated price, even where there is none
         self.features = features[:, kept] * (level / np.where(usual > 0, usual, 1))[kept]
         # the isolated price keeps its unit: its weight is expected to be the ratio of measured to summed cost
         self.level = level
@@ -114,26 +148,35 @@ class Calibration:
         mean_price = level / max(float(self.counts.sum(1).mean()), 1.0)
         self.scale = 0.5 * (self.isolated * ratio + mean_price)
         self.weights = 1 / self.measured
+        if self.chosen.shape[1]:
+            places = choice_features(self.space)
+            usual = self.chosen.mean(0) @ places
+            self.places = places[:, usual > 0] * (level / usual[usual > 0])
 
     def _prior(self, spreads: Spreads) -> tuple[Floats, Floats]:
-        """Prior mean and covariance of (prices, offset)."""
+        """Prior mean and covariance of (prices, corrections, offset)."""
+        operators, corrections = len(self.operators), self.chosen.shape[1]
         spread = np.full(self.features.shape[1], spreads.weight)
         spread[0] = spreads.isolated
-        mean = np.append(self.features @ self.expected, 0.0)
+        mean = np.concatenate([self.features @ self.expected, np.zeros(corrections + 1)])
         covariance = np.zeros((len(mean), len(mean)))
-        covariance[:-1, :-1] = (self.features * spread**2) @ self.features.T
-        covariance[:-1, :-1] += np.diag((spreads.residual * self.scale) ** 2)
-        covariance[-1, -1] = (0.3 * self.level) ** 2
+        covariance[:operators, :operators] = (self.features * spread**2) @ self.features.T
+        if corrections:
+            covariance[operators:-1, operators:-1] = spreads.place**2 * self.places @ self.places.T
+        variances = [(spreads.residual * self.scale) ** 2, np.full(corrections, (spreads.rest * self.level) ** 2)]
+        covariance += np.diag(np.concatenate([*variances, [(0.3 * self.level) ** 2]]))
         return mean, covariance
 
     def _evidence(self, spreads: Spreads) -> tuple[Floats, Floats, Floats, Floats]:
-        rows = np.column_stack([self.counts, np.ones(len(self.counts))]) * self.weights[:, None]
+        rows = np.column_stack([self.counts, self.chosen, np.ones(len(self.counts))]) * self.weights[:, None]
         mean, covariance = self._prior(spreads)
         noise = spreads.noise**2 + (self.errors * self.weights) ** 2
         gram = rows @ covariance @ rows.T + np.diag(noise)
         return rows, mean, covariance, gram
 
     def _fit(self) -> Spreads:
+        usual = _USUAL if self.chosen.shape[1] else _USUAL[:4]
+
         def loss(logs: Floats) -> float:
             rows, mean, _, gram = self._evidence(Spreads(*np.exp(logs)))
             error = 1 - rows @ mean
@@ -143,27 +186,43 @@ class Calibration:
                 return 1e10
             fit = 0.5 * error @ cho_solve(factor, error) + np.log(np.diag(factor[0])).sum()
             # weak priors keep the spreads within reason where few networks say little about them
-            return float(fit + 0.5 * (((logs - _USUAL) / 1.5) ** 2).sum())
+            return float(fit + 0.5 * (((logs - usual) / 1.5) ** 2).sum())
 
-        found = [minimize(loss, start, method="L-BFGS-B", bounds=_BOUNDS) for start in (_USUAL, _USUAL + [1, -1, 1, -1])]
+        starts = [start[: len(usual)] for start in _STARTS[: 3 if len(usual) > 4 else 2]]
+        found = [minimize(loss, start, method="L-BFGS-B", bounds=_BOUNDS[: len(usual)]) for start in starts]
         best = min(found, key=lambda result: float(result.fun))
         return Spreads(*np.exp(best.x))
 
     def _solve(self) -> None:
+        operators = len(self.operators)
         rows, mean, covariance, gram = self._evidence(self.spreads)
         factor = cho_factor(gram, lower=True)
         gain = cho_solve(factor, rows @ covariance).T
-        posterior = mean + gain @ (1 - rows @ mean)
-        self.covariance = covariance - gain @ rows @ covariance
+        free = mean + gain @ (1 - rows @ mean), covariance - gain @ rows @ covariance
+        posterior, self.covariance = free
+        prices = np.r_[:operators, len(mean) - 1]  # and the offset; a correction may lower what another choice costs
         pinned: list[int] = []
-        while (posterior < -1e-12).any():
+        while (posterior[prices] < -1e-12).any():
             # condition on the negative ones being exactly zero: the others make up for it
-            pinned = sorted({*pinned, *np.flatnonzero(posterior < 0).tolist()})
-            free = posterior_given_zero(mean + gain @ (1 - rows @ mean), covariance - gain @ rows @ covariance, pinned)
-            posterior, self.covariance = free
-        posterior = np.maximum(posterior, 0.0)
-        self.prices, self.offset = posterior[:-1], float(posterior[-1])
+            pinned = sorted({*pinned, *prices[posterior[prices] < 0].tolist()})
+            posterior, self.covariance = posterior_given_zero(*free, pinned)
+        self.prices = np.maximum(posterior[:operators], 0.0)
+        self.offset = max(float(posterior[-1]), 0.0)
+        self.corrections: Floats | None = None
+        if self.chosen.shape[1]:
+            self._correct(posterior[operators:-1])
         self._gram, self._error = gram, 1 - rows @ mean
+
+    def _correct(self, corrections: Floats) -> None:
+        """Exactly one choice of a slot holds, so what the cheapest is corrected by moves to the offset, as far as there is any."""
+        table = np.full((len(self.space.slots), max(self.space.num_choices)), np.nan)
+        table[np.arange(table.shape[1]) < np.array(self.space.num_choices)[:, None]] = corrections
+        least = np.nanmin(table, axis=1)
+        if self.offset + least.sum() < 0:
+            table *= self.offset / -least.sum()
+            least = np.nanmin(table, axis=1)
+        self.corrections = np.nan_to_num(table - least[:, None])
+        self.offset += float(least.sum())
 
     @cached_property
     def left_out(self) -> Floats:
@@ -171,16 +230,27 @@ class Calibration:
         inverse = np.linalg.inv(self._gram)
         return np.asarray((inverse @ self._error) / np.diag(inverse))
 
-    def predict(self, counts: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the cost of networks given by their operator counts (network, operator), ms."""
+    def predict(self, archs: Sequence[Architecture]) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the cost of networks."""
+        counts = self._counter.counts(archs).numpy()
         mean = counts @ self.prices + self.offset
         full = np.column_stack([counts, np.ones(len(counts))])
+        if self.corrections is not None:
+            mean = mean + self.corrections[np.arange(len(self.space.slots)), np.asarray(archs)].sum(1)
+            full = np.column_stack([counts, indicators(self.space, archs), np.ones(len(counts))])
         variance = ((full @ self.covariance) * full).sum(1) + (self.spreads.noise * mean) ** 2
         return mean, np.sqrt(np.maximum(variance, 0))
 
 
-_USUAL = np.log([0.3, 0.2, 0.1, 0.01])
-_BOUNDS = [(np.log(1e-3), np.log(3.0)), (np.log(1e-3), np.log(2.0)), (np.log(1e-4), np.log(2.0)), (np.log(1e-3), np.log(0.3))]
+_USUAL = np.log([0.3, 0.2, 0.1, 0.01, 0.05, 0.01])
+_STARTS = _USUAL, _USUAL + [1, -1, 1, -1, 1, 1], np.log([0.02, 0.2, 0.02, 0.02, 0.3, 0.05])
+_BOUNDS = [(np.log(low), np.log(high)) for low, high in ((1e-3, 3.0), (1e-3, 2.0), (1e-4, 2.0), (1e-3, 0.3), (1e-4, 3.0), (1e-4, 0.5))]
+
+
+def indicators(space: SearchSpace, archs: Sequence[Architecture]) -> Floats:
+    """(network, choice of a slot): 1 where a network makes that choice, slot by slot."""
+    choices = np.asarray(archs, dtype=np.int64).reshape(-1, len(space.slots))
+    return np.column_stack([choices[:, slot, None] == np.arange(number) for slot, number in enumerate(space.num_choices)]).astype(float)
 
 
 def posterior_given_zero(mean: Floats, covariance: Floats, pinned: Sequence[int]) -> tuple[Floats, Floats]:
@@ -204,6 +274,20 @@ def op_features(operators: Sequence[OpSpec]) -> Floats:
         out = op.c_out * op.out_height * op.out_width
         rows.append([c.macs_dense, c.macs_pointwise, c.macs_depthwise, c.moved, out, c.params, c.layers, 1.0])
     return np.array(rows, dtype=np.float64)
+
+
+def choice_features(space: SearchSpace) -> Floats:
+    """What hangs on a choice, (choice of a slot, feature): the features of its sites' operators, dead or alive, and its label."""
+    first = np.concatenate([[0], np.cumsum(space.num_choices)])
+    labels = sorted({label for slot in space.slots for label in slot.choices})
+    operators = space.operators()
+    features = dict(zip(operators, op_features(operators), strict=True))
+    found = np.zeros((first[-1], len(op_features(operators[:1])[0])))
+    for site in space.sites:
+        for slot, choice in site.when if site.op in features else ():
+            found[first[slot] + choice] += features[site.op] / len(site.when)
+    named = [[label == other for other in labels] for slot in space.slots for label in slot.choices]
+    return np.column_stack([found, np.array(named, dtype=np.float64)])
 
 
 def interval(mean: Floats, deviation: Floats, confidence: float = 0.9) -> tuple[Floats, Floats]:

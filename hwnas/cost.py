@@ -35,8 +35,9 @@ Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 class Uncertainty:
     """What is not known of the prices: their covariance, that of the offset, and the relative noise of a whole network.
 
-    `covariance` is (operator + 1, operator + 1) over `space.operators()` and, last, the offset, in squared units of the
-    metric; `noise` is the standard deviation of a network's true cost about its sum of prices, as a share of the sum.
+    `covariance` is over `space.operators()`, all choices slot by slot where there are corrections, and last the offset,
+    in squared units of the metric; `noise` is the standard deviation of a network's true cost about its sum of prices,
+    as a share of the sum.
     """
 
     covariance: np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -53,6 +54,7 @@ class CostModel(nn.Module):
     Args:
         prices: the price of each of `space.operators()`, in the unit that ends `metric`'s name.
         offset: what every network costs beside its operators (a session's overhead), in the same unit.
+        corrections: (slot, choice) what a choice costs beside its operators; not negative, anything in the padding.
 
     Raises:
         TableError: a price is missing, negative or not finite.
@@ -62,7 +64,14 @@ class CostModel(nn.Module):
     additive = True
 
     def __init__(
-        self, space: SearchSpace, prices: Prices, *, metric: str = "cost", offset: float = 0.0, uncertainty: Uncertainty | None = None
+        self,
+        space: SearchSpace,
+        prices: Prices,
+        *,
+        metric: str = "cost",
+        offset: float = 0.0,
+        corrections: NDArray[np.float64] | None = None,
+        uncertainty: Uncertainty | None = None,
     ) -> None:
         super().__init__()
         self.space = space
@@ -76,17 +85,22 @@ class CostModel(nn.Module):
         self._terms = _Terms(space, self.operators)
         self.term_price: Tensor
         self.register_buffer("term_price", self._terms.usage @ price, persistent=False)
+        self.corrections: Tensor | None
+        self.register_buffer("corrections", None if corrections is None else _corrections(space, corrections), persistent=False)
 
     def forward(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch"]:
         """Expected cost under independent choices; exact on one-hot rows. Rows are padded with zeros behind the last choice."""
         out: Tensor = self._terms.presence(probs) @ self.term_price.to(probs) + self.offset
+        if self.corrections is not None:
+            out = out + (probs * self.corrections.to(probs)).sum((-1, -2))
         return out
 
     def of(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
         """Cost of each architecture, by lookup: millions a second."""
         archs = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
         if self._lookup is None:
-            return torch.cat([self._terms.present(rows) @ self.term_price for rows in torch.split(archs, _CHUNK)]) + self.offset
+            sums = torch.cat([self._terms.present(rows) @ self.term_price for rows in torch.split(archs, _CHUNK)]) + self.offset
+            return sums if self.corrections is None else sums + self._corrected(archs)
         out = self.price.new_full((len(archs),), self._fixed)
         for rows, cost in zip(torch.split(archs, _CHUNK), torch.split(out, _CHUNK), strict=True):
             columns = [column.contiguous() for column in rows.unbind(1)]
@@ -95,6 +109,11 @@ class CostModel(nn.Module):
                 for slot in slots[1:]:
                     index = index * self.space.num_choices[slot] + columns[slot]
                 cost += table.index_select(0, index)  # on one thread: waiting for others takes longer than the work
+        return out
+
+    def _corrected(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n"]:
+        assert self.corrections is not None
+        out: Tensor = self.corrections[torch.arange(archs.shape[1]), archs].sum(-1)
         return out
 
     def counts(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n operator"]:
@@ -107,7 +126,12 @@ class CostModel(nn.Module):
         cost = self.of(archs)
         if self.uncertainty is None:
             return torch.zeros_like(cost)
-        counts = nn.functional.pad(self.counts(archs), (0, 1), value=1.0)
+        counts = self.counts(archs)
+        if self.corrections is not None:
+            rows = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
+            made = [nn.functional.one_hot(column, number) for column, number in zip(rows.unbind(1), self.space.num_choices, strict=True)]
+            counts = torch.cat([counts, *(one.to(counts) for one in made)], -1)
+        counts = nn.functional.pad(counts, (0, 1), value=1.0)
         covariance = torch.as_tensor(self.uncertainty.covariance)
         variance = ((counts @ covariance) * counts).sum(-1).clamp_min(0) + (self.uncertainty.noise * cost) ** 2
         return variance.sqrt()
@@ -134,6 +158,15 @@ class CostModel(nn.Module):
             for slot, column in zip(slots, np.indices(shape).reshape(len(shape), -1), strict=True):
                 archs[:, slot] = torch.as_tensor(column)
             tables.append((slots, self._terms.present(archs)[:, rows] @ self.term_price[rows]))
+        if self.corrections is not None:
+            left = dict(enumerate(self.corrections))
+            for slots, table in tables:
+                shape = [space.num_choices[slot] for slot in slots]
+                for position, slot in enumerate(slots):
+                    if slot in left:
+                        row = left.pop(slot)[: space.num_choices[slot]]
+                        table += row.reshape([-1 if i == position else 1 for i in range(len(slots))]).expand(shape).reshape(-1)
+            tables += [((slot,), row[: space.num_choices[slot]].clone()) for slot, row in left.items()]
         return tables
 
     @cached_property
@@ -217,6 +250,16 @@ def _least(cost: Cost, space: SearchSpace, archs: Sequence[Architecture]) -> tup
         if space.graph(archs[i]):
             return float(costs[i]), archs[i]
     raise SpaceError(f"no architecture of {space.name} has a path from input to output; mend its sites")
+
+
+def _corrections(space: SearchSpace, corrections: NDArray[np.float64]) -> Tensor:
+    mask = choice_mask(space)
+    if corrections.shape != tuple(mask.shape):
+        raise TableError(f"the corrections of {space.name} must have the shape {tuple(mask.shape)}, but have {corrections.shape}")
+    found = torch.as_tensor(corrections, dtype=torch.float64).where(mask, 0.0)
+    if not bool((found.isfinite() & (found >= 0)).all()):
+        raise TableError(f"the corrections of {space.name} must be finite and not negative; calibrate again")
+    return found
 
 
 def _price(prices: Prices, op: OpSpec, metric: str) -> float:

@@ -501,7 +501,7 @@ def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 
     measured = np.array([first[arch].price for arch in archs])
     again = np.array([second[arch].price for arch in archs])
     counts = CostModel(space, lambda op: 0.0).counts(archs).numpy()
-    predicted, deviation = calibration.predict(counts)
+    predicted, deviation = calibration.predict(archs)
     low, high = interval(predicted, deviation)
     return {
         "device": tables.device.name,

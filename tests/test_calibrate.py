@@ -9,10 +9,10 @@ import pytest
 
 from hwnas import resources
 from hwnas.calibrate import FEWEST, Accuracy, Calibration, choose_probes, interval, posterior_given_zero
-from hwnas.cost import CostModel
+from hwnas.cost import CostModel, one_hot
 from hwnas.errors import MissingPriceError, TableError
 from hwnas.op import OpSpec
-from hwnas.space import SearchSpace, load_space
+from hwnas.space import Architecture, SearchSpace, load_space
 from hwnas.table import CostTable, Row
 
 PROBES = 40
@@ -21,8 +21,8 @@ FACTORS = {"conv_bn": 0.7, "relu": 0.2, "mbconv": 0.8, "conv_bn_relu": 0.9}
 
 
 @cache
-def made(name: str, seed: int = 0, noise: float = 0.005) -> tuple[Calibration, np.ndarray, np.ndarray]:
-    """A calibration from `PROBES` networks, and the counts and costs of 200 others."""
+def made(name: str, seed: int = 0, noise: float = 0.005) -> tuple[Calibration, list[Architecture], np.ndarray]:
+    """A calibration from `PROBES` networks, and 200 others with their costs."""
     space = load_space(name)
     rng = np.random.default_rng(seed)
     operators = space.operators()
@@ -31,10 +31,9 @@ def made(name: str, seed: int = 0, noise: float = 0.005) -> tuple[Calibration, n
     counter = CostModel(space, lambda op: 0.0)
     probes = choose_probes(space, isolated, PROBES, np.random.default_rng(seed))
     assert len(set(probes)) == PROBES
-    counts = counter.counts(probes).numpy()
-    measured = (counts @ true + 0.02) * (1 + noise * rng.standard_normal(PROBES))
-    others = counter.counts([space.random(rng) for _ in range(200)]).numpy()
-    return Calibration(space, isolated, counts, measured), others, others @ true + 0.02
+    measured = (counter.counts(probes).numpy() @ true + 0.02) * (1 + noise * rng.standard_normal(PROBES))
+    others = [space.random(rng) for _ in range(200)]
+    return Calibration.best(space, isolated, probes, measured), others, counter.counts(others).numpy() @ true + 0.02
 
 
 NAMES = ("mobilenet_v2", "nasbench201")
@@ -43,8 +42,9 @@ NAMES = ("mobilenet_v2", "nasbench201")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_unseen_networks_are_predicted_and_far_better_than_by_the_sum_of_isolated_prices(name: str, seed: int) -> None:
-    calibration, counts, true = made(name, seed)
-    after = Accuracy.of(calibration.predict(counts)[0], true)
+    calibration, archs, true = made(name, seed)
+    after = Accuracy.of(calibration.predict(archs)[0], true)
+    counts = CostModel(calibration.space, lambda op: 0.0).counts(archs).numpy()
     before = Accuracy.of(counts @ calibration.isolated, true)
     assert after.within_5 >= 0.95 and after.mape < 0.02
     assert after.mape < before.mape / 4
@@ -55,8 +55,8 @@ def test_unseen_networks_are_predicted_and_far_better_than_by_the_sum_of_isolate
 def test_the_interval_holds_what_it_says(name: str) -> None:
     held = []
     for seed in range(4):  # a whole calibration is right or wrong together: two of them say little
-        calibration, counts, true = made(name, seed)
-        low, high = interval(*calibration.predict(counts), confidence=0.9)
+        calibration, archs, true = made(name, seed)
+        low, high = interval(*calibration.predict(archs), confidence=0.9)
         held.append(((low <= true) & (true <= high)).mean())
     assert np.mean(held) >= 0.85
 
@@ -74,10 +74,47 @@ def test_the_cost_model_says_the_same_as_the_calibration() -> None:
     space = calibration.space
     archs = [space.random(np.random.default_rng(seed)) for seed in range(20)]
     model = calibration.cost_model()
-    mean, deviation = calibration.predict(model.counts(archs).numpy())
+    mean, deviation = calibration.predict(archs)
     np.testing.assert_allclose(model.of(archs).numpy(), mean, rtol=1e-6)
     upper = model.upper(archs, 0.95).numpy()
     np.testing.assert_allclose((upper - mean) / deviation, 1.6449, rtol=1e-3)
+
+
+def by_place(noise: float = 0.002) -> tuple[SearchSpace, np.ndarray, list[Architecture], np.ndarray]:
+    """A machine on which the same operators cost more at some places than at others: space, isolated prices, networks, times."""
+    space = load_space("nasbench201", {"cells": 1, "width": 4, "input_size": 8})
+    rng = np.random.default_rng(3)
+    isolated = np.array([0.05 + 1e-6 * resources.macs(op) for op in space.operators()])
+    archs = list({space.alive(arch): arch for arch in (space.random(rng) for _ in range(300))}.values())
+    places = rng.uniform(0, 0.08, (6, 5))
+    times = CostModel(space, lambda op: 0.0).counts(archs).numpy() @ isolated + places[np.arange(6), np.array(archs)].sum(1)
+    return space, isolated, archs, times * (1 + noise * rng.standard_normal(len(archs)))
+
+
+def test_corrections_say_what_an_operator_costs_more_at_its_place() -> None:
+    space, isolated, archs, times = by_place()
+    seen, unseen = slice(0, 60), slice(60, None)
+    best = Calibration.best(space, isolated, archs[seen], times[seen])
+    plain = Calibration(space, isolated, archs[seen], times[seen])
+    assert best.corrections is not None
+    errors = [Accuracy.of(c.predict(archs[unseen])[0], times[unseen]).mape for c in (best, plain)]
+    assert errors[0] < 0.5 * errors[1] and errors[0] < 0.01
+    assert (best.corrections >= 0).all() and (best.corrections.min(1) == 0).all()
+    model = best.cost_model()
+    mean, deviation = best.predict(archs)
+    np.testing.assert_allclose(model.of(archs).numpy(), mean, rtol=1e-9)
+    np.testing.assert_allclose(model.deviation(archs).numpy(), deviation, rtol=1e-6)
+    np.testing.assert_allclose(model(one_hot(space, archs).double()).numpy(), mean, rtol=1e-9)
+
+
+def test_corrections_that_do_not_help_are_not_kept() -> None:
+    assert made("nasbench201")[0].corrections is None
+
+
+def test_networks_alone_calibrate_too() -> None:
+    space, _, archs, times = by_place()
+    mean, _ = Calibration.best(space, None, archs[:80], times[:80]).predict(archs[80:])
+    assert Accuracy.of(mean, times[80:]).mape < 0.01
 
 
 def test_prices_stay_at_zero_or_above_where_the_networks_want_less(diamond: SearchSpace) -> None:
@@ -87,7 +124,7 @@ def test_prices_stay_at_zero_or_above_where_the_networks_want_less(diamond: Sear
     isolated = np.full(len(diamond.operators()), 1.0)
     # networks with more operators are faster, which no prices explain
     measured = 10.0 - counts.sum(1)
-    calibration = Calibration(diamond, isolated, counts, measured)
+    calibration = Calibration(diamond, isolated, archs, measured)
     assert (calibration.prices >= 0).all() and calibration.offset >= 0
     assert np.isfinite(calibration.covariance).all()
 

@@ -155,6 +155,22 @@ def test_bound_from_covariance_and_noise(diamond: SearchSpace, rng: np.random.Ge
     assert float(model.upper([(2, 1)], 0.99)) > float(model.upper([(2, 1)], 0.9))
 
 
+@pytest.mark.parametrize("dense", [1, 1 << 20])
+def test_corrections_are_what_choices_cost_beside_their_operators(
+    diamond: SearchSpace, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, dense: int
+) -> None:
+    monkeypatch.setattr(cost, "_DENSE", dense)
+    corrections = rng.uniform(0, 1, (2, 3))
+    plain, model = (CostModel(diamond, lambda op: 1.0, corrections=value) for value in (None, corrections))
+    archs = list(diamond.all())
+    expected = plain.of(archs) + torch.tensor([corrections[0, left] + corrections[1, right] for left, right in archs])
+    torch.testing.assert_close(model.of(archs), expected)
+    torch.testing.assert_close(model(one_hot(diamond, archs).double()), expected)
+    for wrong, message in ((corrections[:, :2], "must have the shape"), (-corrections, "not negative"), (corrections * np.nan, "finite")):
+        with pytest.raises(TableError, match=message):
+            CostModel(diamond, lambda op: 1.0, corrections=wrong)
+
+
 def test_counted_metrics_are_certain(diamond: SearchSpace) -> None:
     model = CostModel(diamond, resources.params, metric="params")
     archs = list(diamond.all())

@@ -18,7 +18,7 @@ from hwnas.quantize import halve, quantize_randomly
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-REQUIRES = ("onnxruntime",)
+REQUIRES = ("onnxruntime", "onnx")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 CPU = "CPUExecutionProvider"
 SOURCES = {
