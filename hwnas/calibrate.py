@@ -29,7 +29,7 @@ from hwnas import resources
 from hwnas.cost import CostModel, Uncertainty
 from hwnas.errors import TableError
 from hwnas.op import OpSpec
-from hwnas.space import Architecture, SearchSpace
+from hwnas.space import IDENTITY, Architecture, SearchSpace
 from hwnas.table import CostTable
 
 Floats = NDArray[np.float64]
@@ -272,7 +272,8 @@ def op_features(operators: Sequence[OpSpec]) -> Floats:
     for op in operators:
         c = resources.count(op)
         out = op.c_out * op.out_height * op.out_width
-        rows.append([c.macs_dense, c.macs_pointwise, c.macs_depthwise, c.moved, out, c.params, c.layers, 1.0])
+        seen = [c.macs_dense, c.macs_pointwise, c.macs_depthwise, c.moved, out, c.params, c.layers, 1.0]
+        rows.append([0.0] * len(seen) if op.kind == IDENTITY else seen)
     return np.array(rows, dtype=np.float64)
 
 

@@ -299,7 +299,7 @@ class _Terms:
         writers = _writers(space, classes, alive)
         computed = _computed(space, alive, writers)
         for site, lives in zip(space.sites, computed, strict=True):
-            if site.op.kind != IDENTITY and lives.any():
+            if lives.any():
                 count(site.op, site.when, lives)
         for node, writing in writers.items():
             for k in range(2, int(writing.max(initial=0)) + 1):

@@ -173,6 +173,12 @@ def _reshape(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
     return reader.call(torch.reshape, x, shape)
 
 
+def _transpose(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    if "perm" not in options:
+        raise DeviceError("torch has no translation of a Transpose without perm; write the order of the axes")
+    return reader.call(torch.permute, reader.value(node.input[0]), list(options["perm"]))
+
+
 def _gemm(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
     plain = (options.get("alpha", 1.0), options.get("beta", 1.0), options.get("transA", 0), options.get("transB", 0)) == (1.0, 1.0, 0, 1)
     if not plain:
@@ -204,6 +210,7 @@ RULES: dict[str, Rule] = {
     "ReduceMean": _reduce_mean,
     "Relu": _direct(functional.relu),
     "Reshape": _reshape,
+    "Transpose": _transpose,
     "Sigmoid": _direct(torch.sigmoid),
 }
 """How each kind of ONNX node is written in torch."""

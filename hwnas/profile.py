@@ -481,20 +481,7 @@ def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 
     """
     start = time.monotonic()
     calibration = tables.calibration(space)
-    seen = {space.alive(arch) for arch in tables.networks(space).rows}
-    rng = np.random.default_rng(seed)
-    archs: list[Architecture] = []
-    for _ in range(100 * number):
-        arch = space.random(rng)
-        if space.alive(arch) not in seen:
-            seen.add(space.alive(arch))
-            archs.append(arch)
-        if len(archs) == number:
-            break
-    if len(archs) < 2:
-        raise TableError(
-            f"calibration has seen all networks of {space.name}, so there are none to check it with; calibrate with fewer probes"
-        )
+    archs = unseen(tables, space, number, seed=seed)
     first, _ = measure_networks(tables, space, archs, progress=progress)
     second, _ = measure_networks(tables, space, archs, progress=progress)
     archs = [arch for arch in archs if arch in first and arch in second]
@@ -514,6 +501,29 @@ def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 
         "probes": len(calibration.measured),
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def unseen(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int) -> list[Architecture]:
+    """Random networks that calibration has not seen, each another network.
+
+    Raises:
+        TableError: there are fewer than two.
+    """
+    seen = {space.alive(arch) for arch in tables.networks(space).rows}
+    rng = np.random.default_rng(seed)
+    archs: list[Architecture] = []
+    for _ in range(100 * number):
+        arch = space.random(rng)
+        if space.alive(arch) not in seen:
+            seen.add(space.alive(arch))
+            archs.append(arch)
+        if len(archs) == number:
+            break
+    if len(archs) < 2:
+        raise TableError(
+            f"calibration has seen all networks of {space.name}, so there are none to check it with; calibrate with fewer probes"
+        )
+    return archs
 
 
 def space_of(table: NetworkTable, path: Path) -> Mapping[str, Any]:

@@ -88,10 +88,11 @@ class Problem:
         Raises:
             BudgetError: each budget can be met, but none of the cheapest architectures meets all of them.
         """
-        cheapest = [self.costs[metric].cheapest() for metric in dict.fromkeys((*self.budgets, *self.costs))]
-        for arch in cheapest:
-            if bool(self.feasible([arch])[0]):
-                return arch
+        cheapest = []
+        for metric in dict.fromkeys((*self.budgets, *(m for m, cost in self.costs.items() if cost.additive))):
+            cheapest.append(self.costs[metric].cheapest())
+            if bool(self.feasible(cheapest[-1:])[0]):
+                return cheapest[-1]
         rng = np.random.default_rng(0)
         ends = [self._approach(arch) for arch in (*cheapest, *(self.space.random(rng) for _ in range(8)))]
         excess = self._excess(ends)

@@ -38,7 +38,7 @@ class Site:
     """Operator `op` reads the nodes `inputs` and adds into node `output` where all decisions `when` = ((slot, choice), ...) hold.
 
     A `weightless` operator gives the same for the same input, so a network holds it once for nodes of equal value; it
-    hangs on no decision and is the only writer of its node. An operator of kind `identity` is none: it hands on.
+    hangs on no decision and is the only writer of its node. An operator of kind `identity` hands its input on.
     """
 
     op: OpSpec
@@ -142,6 +142,24 @@ class SearchSpace:
 
     def steps(self, arch: Sequence[int]) -> tuple[Site, ...]:
         """What the network computes: `graph(arch)` with nodes of equal value made one, so that nothing is handed on or computed twice."""
+        return tuple(site for site, computes in self._resolved(arch) if computes)
+
+    def lower(self, arch: Sequence[int]) -> tuple[OpSpec, ...]:
+        """The operators of the network, in topological order; an addition for every writer of a node but its first.
+
+        Handing on is among them: tables of other runtimes give it a price.
+        """
+        written: set[str] = set()
+        operators = []
+        for site, computes in self._resolved(arch):
+            operators.append(site.op)
+            if computes and site.output in written:
+                operators.append(self.addition(site.output))
+            written.add(site.output)
+        return tuple(operators)
+
+    def _resolved(self, arch: Sequence[int]) -> list[tuple[Site, bool]]:
+        """The graph without weightless operators on a value that they have had, and whether a site does more than hand on."""
         graph = self.graph(arch)
         writers = Counter(site.output for site in graph)
         same: dict[str, str] = {}
@@ -149,27 +167,16 @@ class SearchSpace:
         kept = []
         for site in graph:
             inputs = tuple(same.get(node, node) for node in site.inputs)
-            if site.op.kind == IDENTITY and writers[site.output] == 1 and site.output != self.output:
-                same[site.output] = inputs[0]
-            elif site.weightless and (site.op, inputs) in computed:
+            if site.weightless and (site.op, inputs) in computed:
                 same[site.output] = computed[site.op, inputs]
-            else:
-                if site.weightless:
-                    computed[site.op, inputs] = site.output
-                kept.append(replace(site, inputs=inputs))
-        return tuple(kept)
-
-    def lower(self, arch: Sequence[int]) -> tuple[OpSpec, ...]:
-        """The operators of the network, in topological order; an addition for every writer of a node but its first."""
-        written: set[str] = set()
-        operators = []
-        for site in self.steps(arch):
-            if site.op.kind != IDENTITY:
-                operators.append(site.op)
-            if site.output in written:
-                operators.append(self.addition(site.output))
-            written.add(site.output)
-        return tuple(operators)
+                continue
+            if site.weightless:
+                computed[site.op, inputs] = site.output
+            hands_on = site.op.kind == IDENTITY and writers[site.output] == 1 and site.output != self.output
+            if hands_on:
+                same[site.output] = inputs[0]
+            kept.append((replace(site, inputs=inputs), not hands_on))
+        return kept
 
     def addition(self, node: str) -> OpSpec:
         """The operator that adds two values of a node."""
@@ -214,7 +221,7 @@ class SearchSpace:
 
     def operators(self) -> tuple[OpSpec, ...]:
         """Every distinct operator the space may need, sorted by key."""
-        chosen = {site.op for site in self.sites if site.op.kind != IDENTITY}
+        chosen = {site.op for site in self.sites}
         sums = {self.addition(node) for node, writers in self.writers.items() if _any_together(writers)}
         return tuple(sorted(chosen | sums, key=str))
 

@@ -20,7 +20,7 @@ from hwnas.space import Architecture, SearchSpace, Site, Slot, load_space
 
 OPS = tuple(OpSpec("conv_bn", 4, 4, 8, 8, kernel) for kernel in (1, 3, 5, 7))
 RELU, ADD, HAND_ON = (OpSpec(kind, 4, 4, 8, 8) for kind in ("relu", "add", "identity"))
-PRICES = dict(zip((*OPS, RELU, ADD), (1.0, 10.0, 100.0, 1000.0, 0.1, 0.01), strict=True))
+PRICES = dict(zip((*OPS, RELU, ADD, HAND_ON), (1.0, 10.0, 100.0, 1000.0, 0.1, 0.01, 0.003), strict=True))
 NODES = "input", "a", "b", "c", "d", "output"
 
 
@@ -79,12 +79,12 @@ def test_expectation_is_the_mean_on_any_wiring(space: SearchSpace, seed: int) ->
 
 
 def test_liveness_by_hand(diamond: SearchSpace) -> None:
-    """What `left` chose, and adding it, is paid for where `right` uses it."""
+    """What `left` chose, handing it on and adding it, is paid for where `right` uses it."""
     ops = [site.op for site in diamond.sites]
-    prices = dict(zip([ops[0], ops[1], ops[2], ADD, ops[5]], [1.0, 10.0, 100.0, 1000.0, 10000.0], strict=True))
+    prices = dict(zip([ops[0], ops[1], ops[2], ADD, ops[5], HAND_ON], [1.0, 10.0, 100.0, 1000.0, 10000.0, 0.5], strict=True))
     probs = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.4, 0.0]], dtype=torch.float64, requires_grad=True)
     model = CostModel(diamond, prices)
-    expected = 1 + 10000 + 0.4 * (0.5 * 10 + 0.3 * 100) + 0.4 * (0.5 + 0.3) * 1000
+    expected = 1 + 10000 + 0.5 + 0.4 * (0.5 * 10 + 0.3 * 100) + 0.4 * (0.5 + 0.3) * 1000.5
     assert model(probs).item() == pytest.approx(expected)
     assert torch.autograd.gradcheck(model, (probs,))
 

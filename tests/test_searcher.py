@@ -79,7 +79,7 @@ def test_budgets_that_only_exclude_each_other(diamond: SearchSpace, rng: np.rand
     """The one wants few operators, the other none of the cheap networks."""
     few = CostModel(diamond, lambda op: 1.0)
     many = Inverse(few)
-    problem = Problem(diamond, ERROR, {"few": few, "many": many}, {"few": 3.0, "many": 3.0})
+    problem = Problem(diamond, ERROR, {"few": few, "many": many}, {"few": 3.0, "many": 2.0})
     with pytest.raises(BudgetError, match=r"that keeps all of .*; the nearest \(left=.*\) needs up to few"):
         problem.random(rng)
 
@@ -87,12 +87,14 @@ def test_budgets_that_only_exclude_each_other(diamond: SearchSpace, rng: np.rand
 def test_budgets_that_only_a_compromise_keeps(rng: np.random.Generator) -> None:
     """Neither metric's cheapest network keeps both budgets."""
     slots = tuple(Slot(f"s{i}", tuple("12345")) for i in range(2))
-    wide = [Site(OpSpec("conv_bn", 4, 4, 8, 8, groups=k), (("input", "a")[i],), "ab"[i], ((i, k),)) for i in range(2) for k in range(5)]
+    wide = [
+        Site(OpSpec("conv_bn", 4, 4, 8, 8, dilation=k + 1), (("input", "a")[i],), "ab"[i], ((i, k),)) for i in range(2) for k in range(5)
+    ]
     head = OpSpec("classifier", 4, 2, 8, 8, stride=8)
     space = SearchSpace((4, 8, 8), 2, slots, (*wide, Site(head, ("b",), "output")))
-    up = CostModel(space, lambda op: float(op.groups))
-    down = CostModel(space, lambda op: float(4 - op.groups) if op != head else 0.0)
-    problem = Problem(space, ERROR, {"up": up, "down": down}, {"up": 5.0, "down": 4.0})
+    up = CostModel(space, lambda op: op.dilation - 1.0)
+    down = CostModel(space, lambda op: 5.0 - op.dilation if op != head else 0.0)
+    problem = Problem(space, ERROR, {"up": up, "down": down}, {"up": 4.0, "down": 4.0})
     assert not problem.feasible([up.cheapest(), down.cheapest()]).any()
     assert problem.feasible([problem.random(rng), problem.anchor]).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,12 +53,12 @@ def test_a_node_has_one_shape() -> None:
 @pytest.mark.parametrize(
     ("arch", "active", "alive", "kinds"),
     [
-        ((0, 0), (0, 3, 5), (0, 3, 5), "conv_bn classifier"),
-        ((1, 0), (0, 1, 3, 5), (0, 3, 5), "conv_bn classifier"),
-        ((2, 0), (0, 2, 3, 5), (0, 3, 5), "conv_bn classifier"),
-        ((0, 1), (0, 3, 4, 5), (0, 3, 5), "conv_bn classifier"),
-        ((1, 1), (0, 1, 3, 4, 5), (0, 1, 3, 4, 5), "conv_bn conv_bn add classifier"),
-        ((2, 1), (0, 2, 3, 4, 5), (0, 2, 3, 4, 5), "conv_bn conv_bn add classifier"),
+        ((0, 0), (0, 3, 5), (0, 3, 5), "conv_bn identity classifier"),
+        ((1, 0), (0, 1, 3, 5), (0, 3, 5), "conv_bn identity classifier"),
+        ((2, 0), (0, 2, 3, 5), (0, 3, 5), "conv_bn identity classifier"),
+        ((0, 1), (0, 3, 4, 5), (0, 3, 5), "conv_bn identity classifier"),
+        ((1, 1), (0, 1, 3, 4, 5), (0, 1, 3, 4, 5), "conv_bn conv_bn identity identity add classifier"),
+        ((2, 1), (0, 2, 3, 4, 5), (0, 2, 3, 4, 5), "conv_bn conv_bn identity identity add classifier"),
     ],
 )
 def test_dead_branches_are_gone(
@@ -88,11 +89,11 @@ def twins() -> SearchSpace:
 
 def test_what_has_no_weights_is_computed_once_for_the_same_value() -> None:
     space = twins()
-    assert space.operators() == (ADD, HEAD, CONV, RELU)
-    assert space.lower((0,)) == (RELU, ADD, HEAD)
-    assert space.lower((1,)) == (RELU, CONV, RELU, ADD, HEAD)
+    assert space.operators() == (ADD, HEAD, CONV, OP, RELU)
+    assert Counter(space.lower((0,))) == {OP: 3, RELU: 1, ADD: 1, HEAD: 1}
+    assert space.lower((1,)) == (RELU, CONV, RELU, OP, OP, ADD, HEAD)
     assert [site.inputs for site in space.steps((0,))] == [("input",), ("input.relu",), ("input.relu",), ("sum",)]
-    model = CostModel(space, {RELU: 1.0, CONV: 10.0, ADD: 100.0, HEAD: 1000.0})
+    model = CostModel(space, {RELU: 1.0, CONV: 10.0, ADD: 100.0, HEAD: 1000.0, OP: 0.0})
     assert model.of([(0,), (1,)]).tolist() == [1101, 1112]
     assert float(model(torch.tensor([[0.25, 0.75]]))) == 0.25 * 1101 + 0.75 * 1112
     network = Network(space, (0,))
@@ -165,7 +166,7 @@ def test_size_and_enumeration(diamond: SearchSpace) -> None:
     assert archs == sorted(archs) == [(left, right) for left in range(3) for right in range(2)]
     assert diamond.size == 6
     assert diamond.num_choices == (3, 2)
-    operators = {*(site.op for site in diamond.sites if site.op.kind != "identity"), OpSpec("add", 4, 4, 8, 8)}
+    operators = {*(site.op for site in diamond.sites), OpSpec("add", 4, 4, 8, 8)}
     assert diamond.operators() == tuple(sorted(operators, key=str))
 
 
@@ -227,7 +228,7 @@ def test_id_is_the_content_not_the_options() -> None:
 def test_loading_keeps_the_options_as_json() -> None:
     space = load_space("mobilenet_v2", {"stages": [{"widths": [8, 16]}], "kernels": [3]})
     assert json.loads(json.dumps(space.options)) == space.options
-    assert space.options["stages"] == [{"widths": [8, 16], "depth": 2, "stride": 1}]
+    assert space.options["stages"] == [{"widths": [8, 16], "depth": 2, "stride": 1, "kernels": None, "expansions": None}]
     assert load_space("mobilenet_v2", space.options).id == space.id
     with pytest.raises(ConfigError, match="did you mean 'kernels'"):
         load_space("mobilenet_v2", {"kernel": [3]})

@@ -135,7 +135,7 @@ def machine(fingerprint: dict[str, str], price: Callable[[OpSpec], float], asked
 @pytest.fixture
 def source(tables: Callable[[str], DeviceTables], blocks: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> CostTable:
     """The table of cpu-1t; models are not lowered for made-up machines."""
-    monkeypatch.setattr(profile, "quick_onnx", lambda module, shape, batch=1: str(shape).encode())
+    monkeypatch.setattr(profile, "quick_onnx", lambda module, shape, batch=1, out_shape=None: str(shape).encode())
     of = tables("cpu-1t")
     table = of.operators("latency_ms")
     table.add({op: Row(source_price(op), 1e-6, n=9) for op in blocks.operators()}, of.fingerprint)

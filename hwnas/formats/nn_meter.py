@@ -92,6 +92,7 @@ def _kernels(op: OpSpec) -> list[str]:
         return [_conv(convolutions[op.kind], side, op.c_in, op.c_out, op.kernel, op.stride)]
     pool, dense = kernel_key("global-avgpool", HW=side, CIN=op.c_in), kernel_key("fc", CIN=op.c_in, COUT=op.c_out)
     alone = {"classifier": [pool, dense], "linear": [dense], "global_pool": [pool], "relu": [kernel_key("relu", HW=side, CIN=op.c_in)]}
+    alone["add"] = [kernel_key("add", HW=side, CIN=op.c_in)]
     alone["avg_pool"] = [kernel_key("avgpool", HW=side, CIN=op.c_in, KERNEL_SIZE=op.kernel, POOL_STRIDES=op.stride)]
     return alone.get(op.kind, [])
 

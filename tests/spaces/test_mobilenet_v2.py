@@ -25,7 +25,7 @@ def test_slots_and_networks_of_one_stage() -> None:
         OpSpec("conv_bn_relu", 12, 32, 8, 8),
         OpSpec("classifier", 32, 5, 8, 8, stride=8),
     )
-    assert [op.kind for op in space.lower((0, 0, 2))] == ["conv_bn_relu", "mbconv", "conv_bn_relu", "classifier"]
+    assert [op.kind for op in space.lower((0, 0, 2))] == ["conv_bn_relu", "mbconv", "identity", "conv_bn_relu", "classifier"]
 
 
 def test_a_block_between_stages_hangs_on_both_widths() -> None:
