@@ -81,6 +81,7 @@ CASES: dict[str, list[bytes]] = {
     "Relu": [single("Relu")],
     "Reshape": [single("Reshape", np.array([2, -1])), single("Reshape", np.array([0, 0, 36]))],
     "Sigmoid": [single("Sigmoid")],
+    "Transpose": [single("Transpose", perm=[0, 2, 1, 3])],
 }
 
 
@@ -134,6 +135,7 @@ def test_not_where_another_node_reads_the_convolution() -> None:
         (single("Conv", normal(8, 4, 3), shape=(2, 4, 6), pads=[1, 1]), "Conv whose pads"),
         (single("Gemm", normal(4, 5), shape=(2, 4)), "Gemm that is no linear layer"),
         (single("Flatten", axis=2), "Flatten of axis 2"),
+        (single("Transpose"), "Transpose without perm"),
         (b"garbage", "damaged or no ONNX model"),
     ],
 )

@@ -87,9 +87,9 @@ def test_budgets_that_only_exclude_each_other(diamond: SearchSpace, rng: np.rand
 def test_budgets_that_only_a_compromise_keeps(rng: np.random.Generator) -> None:
     """Neither metric's cheapest network keeps both budgets."""
     slots = tuple(Slot(f"s{i}", tuple("12345")) for i in range(2))
-    wide = [
-        Site(OpSpec("conv_bn", 4, 4, 8, 8, dilation=k + 1), (("input", "a")[i],), "ab"[i], ((i, k),)) for i in range(2) for k in range(5)
-    ]
+    pairs = [(slot, choice) for slot in range(2) for choice in range(5)]
+    convs = {(slot, choice): OpSpec("conv_bn", 4, 4, 8, 8, dilation=choice + 1) for slot, choice in pairs}
+    wide = [Site(op, (("input", "a")[decision[0]],), "ab"[decision[0]], (decision,)) for decision, op in convs.items()]
     head = OpSpec("classifier", 4, 2, 8, 8, stride=8)
     space = SearchSpace((4, 8, 8), 2, slots, (*wide, Site(head, ("b",), "output")))
     up = CostModel(space, lambda op: op.dilation - 1.0)
