@@ -82,7 +82,7 @@ def export_run(
         written.append(member.name)
     progress("export", len(members), len(members))
     models = {name: folder / name / "model.onnx" for name in written}
-    level = DeviceTables(tables_root(tables), device, here).reference_ms
+    level = DeviceTables(tables_root(tables), device, here).reference_ms(space)
     found = measure_members(models, device, journal=folder / "latency.journal", level_ms=level, progress=progress)
     measured = {name: {LATENCY: Measured.of(timing, found.reference_ms)} for name, timing in found.timings.items()}
     left_out = {name: f"the runtime cannot run it: {reason}" for name, reason in found.failures.items()}

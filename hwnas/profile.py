@@ -38,8 +38,8 @@ ANCHORS = 8
 """Networks of the table that a later session measures again."""
 
 REFERENCE_FACT = "reference ms"
-"""The fact that keeps the reference model's time in a table's first session: a whole machine drifts by tens of percent between
-sessions, so later ones wait for that state, or are scaled to it."""
+"""The fact that keeps the reference model's time in the first session of a file of operators or networks: a whole machine drifts by
+tens of percent between sessions, so later ones wait for that state, or are scaled to it."""
 
 TRANSFER_FACT = "transfer "
 """What begins the facts of rows that `hwnas.transfer` predicted; they go with the last such row."""
@@ -133,10 +133,9 @@ class DeviceTables:
         if differences(found, self.fingerprint):
             raise FingerprintError(f"{path} {disagreement(found, self.fingerprint)} after deleting it")
 
-    @property
-    def reference_ms(self) -> float | None:
-        """What the reference model took when the operators were measured first: the state of the machine that prices belong to."""
-        return level_of(self.operators("latency_ms"))
+    def reference_ms(self, space: SearchSpace) -> float | None:
+        """What the reference model took when the space's networks were measured first: the state of the machine that costs belong to."""
+        return level_of(self.networks(space))
 
     def explain_absence(self) -> str:
         """Why there is nothing for this machine: which other tables of the device there are, stale ones first, and what differs."""
@@ -386,7 +385,7 @@ def _difference(found: Measurement, op: OpSpec, copies: int, steady: float) -> R
     return Row(steady * price, steady * error / copies, steady * p50, steady * p90, long.n, source_of(found.fingerprint))
 
 
-def level_of(table: CostTable) -> float | None:
+def level_of(table: CostTable | NetworkTable) -> float | None:
     """What the reference model took when the table was begun, ms; None of an empty one."""
     level = table.facts.get(REFERENCE_FACT)
     return float(level) if level else None
@@ -416,18 +415,19 @@ def measure_networks(
     journal: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[Architecture, Row], Measurement]:
-    """Whole networks measured in one interleaved session, in the time of the table's sessions.
+    """Whole networks measured in one interleaved session, in the time of the session in which the space was measured first.
 
-    The machine is wanted in the state in which the table was measured. Up to `ANCHORS` networks that the table holds
-    are measured again beside the others, and all are scaled by what these took then and take now.
+    The machine is wanted in the state that it was in then. Up to `ANCHORS` networks that the table holds are measured
+    again beside the others, and all are scaled by what these took then and take now.
     """
-    known = tables.networks(space).rows
+    table = tables.networks(space)
+    known = table.rows
     anchors = [arch for arch in known if arch not in archs][:ANCHORS]
     models = {}
     for done, arch in enumerate([*archs, *anchors]):
         models["-".join(map(str, arch))] = network_onnx(space, arch, tables.device.batch)
         progress("lower networks", done + 1, len(archs) + len(anchors))
-    wanted = tables.reference_ms
+    wanted = level_of(table)
     found = measure(
         models,
         tables.device,
@@ -467,7 +467,8 @@ def profile_networks(
         journal = tables.networks_path(space).with_suffix(".journal")
         rows, found = measure_networks(tables, space, archs, protocol=protocol, journal=journal, progress=progress)
         table.rows |= rows
-        table.facts |= _facts(protocol or Protocol(), found)
+        level = level_of(table) or found.reference_ms
+        table.facts |= {**_facts(protocol or Protocol(), found), REFERENCE_FACT: f"{level:.6g}"}
         table.save(tables.networks_path(space))
         journal.unlink(missing_ok=True)
     return table

@@ -49,7 +49,7 @@ def test_listings() -> None:
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "missing_packages", lambda packages: tuple(packages))
     (row,) = (row for row in printed("devices", "--json") if row["name"] == "cpu-1t")
-    assert row["missing"] == ["onnxruntime"]
+    assert row["missing"] == ["onnxruntime", "onnx"]
     assert "pip install" in CliRunner().invoke(cli.app, ["devices"]).output
 
 
