@@ -143,6 +143,8 @@ class DeviceTables:
         others: list[str] = []
         for path in sorted((self.root / self.device.name).glob("*/latency_ms.csv")):
             found = CostTable.load(path).fingerprint
+            if not differences(found, self.fingerprint):
+                continue
             different = f"{path.parent.name} differs in {'; '.join(differences(found, self.fingerprint))}"
             (stale if relation(found, self.fingerprint) == "stale" else others).append(different)
         reasons = []

@@ -219,7 +219,7 @@ ROWS: dict[str, tuple[Callable[[list[str]], list[str]], list[str]]] = {
     "unknown source": (lambda rows: [cell(rows[0], 6, "guessed"), *rows[1:]], ["line", "'guessed'"]),
     "short row": (lambda rows: [rows[0].rpartition(",")[0], *rows[1:]], ["line"]),
     "operator missing": (lambda rows: rows[1:], ["1 operators", "hwnas profile"]),
-    "empty": (lambda rows: [], ["19 operators", "hwnas profile"]),
+    "empty": (lambda rows: [], ["22 operators", "hwnas profile"]),
 }
 
 

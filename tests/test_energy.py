@@ -147,7 +147,7 @@ def test_operators_are_measured_and_never_mixed(device: Device, diamond: SearchS
     model_energy(modelled, operators)
     path = tables.folder / "energy_mj.csv"
     assert {row.source for row in CostTable.load(path).rows.values()} == {"modelled"}
-    with pytest.raises(TableError, match="the energy of 5 operators .* is not known on metered by 'rapl'; run `hwnas profile metered"):
+    with pytest.raises(TableError, match="the energy of 6 operators .* is not known on metered by 'rapl'; run `hwnas profile metered"):
         tables.energy(diamond)
 
     profile_operators(tables, operators, protocol=QUICK)

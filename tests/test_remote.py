@@ -239,6 +239,7 @@ def test_a_connection_that_stays_lost_is_an_error_and_the_journal_is_gone_on_wit
     assert lines[: len(kept)] == kept and len(lines) > len(kept) and found.failures == {}
 
 
+@pytest.mark.slow
 @needs_sshd
 def test_a_model_that_cuts_the_connection_each_time_is_its_own_failure(words: Device) -> None:
     found = measured(words, "cut the line", "work 1")

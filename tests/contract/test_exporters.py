@@ -1,7 +1,8 @@
-"""Law 5 of the design, over every file of `hwnas/exporters` and `hwnas/spaces`: a new one is tested before anyone writes it a test."""
+"""Laws 5 and 7 of the design, over every file of `hwnas/exporters` and `hwnas/spaces`: new ones are tested before anyone writes a test."""
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -16,8 +17,11 @@ import hwnas.exporters
 from hwnas import plugins
 from hwnas.config import Named
 from hwnas.device import Device
-from hwnas.export import INPUT, OUTPUT, Exporter, load_exporter
+from hwnas.errors import BudgetError
+from hwnas.export import INPUT, OUTPUT, Exporter, Manifest, complete, load_exporter
+from hwnas.front import export_run, read_export
 from hwnas.network import Network
+from hwnas.run import Run
 from hwnas.space import Architecture, SearchSpace, load_space
 from hwnas.verify import graph_faults
 
@@ -99,6 +103,35 @@ def test_annotations_replace_each_other_and_change_nothing_else(exported: tuple[
         assert {entry.key: entry.value for entry in model.metadata_props} == metadata
         assert model.graph == graph
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+# Law 7 (that searchers keep budgets: `test_searchers.py`)
+
+
+@pytest.mark.parametrize("name", plugins.names("exporters"))
+def test_no_exported_model_exceeds_its_budget(name: str, finished_run: Path, fixed_tables: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    run.experiment = run.experiment.model_copy(update={"exporter": Named(name=name)})
+    whole = read_export(export_run(run, out=tmp_path / "whole", tables=fixed_tables))
+    times = sorted(measured["latency_ms"].p50 for measured in whole.members.values())
+    assert len(times) == 2 and times[1] > 1.5 * times[0]
+    limit = (times[0] * times[1]) ** 0.5
+    folder = export_run(run, out=tmp_path / "some", budgets={"latency_ms": limit}, tables=fixed_tables)
+    record = read_export(folder)
+    kept = [name for name in record.members if name not in record.left_out]
+    assert kept and {path.name for path in folder.iterdir() if path.is_dir()} == set(kept)
+    assert all(complete_member(folder / name).measured["latency_ms"].p50 <= limit for name in kept)
+    assert any("over budget" in reason for reason in record.left_out.values())
+    with pytest.raises(BudgetError, match="the fastest, m0"):
+        export_run(run, out=tmp_path / "none", budgets={"latency_ms": times[0] / 10}, tables=fixed_tables)
+
+
+def complete_member(folder: Path) -> Manifest:
+    """The manifest of a whole member."""
+    found = complete(folder)
+    assert found is not None
+    return found
 
 
 def test_a_dropped_file_is_an_exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

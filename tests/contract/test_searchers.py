@@ -1,4 +1,4 @@
-"""Law 6 of the design, over every file of `hwnas/searchers`: a new searcher is tested before anyone writes a test for it.
+"""Laws 6 and 7 of the design, over every file of `hwnas/searchers`: a new searcher is tested before anyone writes a test for it.
 
 Each is run with the options of its `small`, on the small version of every space, with a supernet on made-up images at hand.
 """
