@@ -24,7 +24,8 @@ from hwnas import resources
 from hwnas.calibrate import Accuracy, Calibration, indicators, interval, op_features
 from hwnas.config import load_device
 from hwnas.cost import CostModel
-from hwnas.profile import DeviceTables, measure_networks, profile_networks, profile_operators, unseen
+from hwnas.measure import Protocol
+from hwnas.profile import CHECK_PATIENCE_S, REFERENCE_FACT, DeviceTables, measure_networks, profile_networks, profile_operators, unseen
 from hwnas.space import Architecture, SearchSpace, load_space
 
 Floats = NDArray[np.float64]
@@ -73,8 +74,9 @@ def measured(device: str, name: str, probes: int, networks: int, root: Path, see
     took = time.monotonic() - start
     isolated = np.array([operators.price(op) for op in space.operators()])
     seen, times = list(table.rows), np.array([row.price for row in table.rows.values()])
+    patient = Protocol(patience_s=CHECK_PATIENCE_S)
     archs = unseen(tables, space, networks, seed=seed)
-    first, second = (measure_networks(tables, space, archs)[0] for _ in range(2))
+    (first, session), (second, again_session) = (measure_networks(tables, space, archs, protocol=patient) for _ in range(2))
     archs = [arch for arch in archs if arch in first and arch in second]
     truth, again = (np.array([rows[arch].price for arch in archs]) for rows in (first, second))
     calibration = tables.calibration(space)
@@ -86,6 +88,8 @@ def measured(device: str, name: str, probes: int, networks: int, root: Path, see
         "probes": len(times),
         "networks": len(archs),
         "profile_seconds": round(took, 1),
+        "reference_ms": [float(table.facts[REFERENCE_FACT]), session.reference_ms, again_session.reference_ms],
+        "steady": [float(table.facts["steady"]), session.steady, again_session.steady],
         "noise_floor": asdict(Accuracy.of(again, truth)),
         "interval_coverage": float(((low <= truth) & (truth <= high)).mean()),
         "corrected": calibration.corrections is not None,

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,7 +42,8 @@ class Protocol:
     states (a neighbour on the same core, a clock rate) that slow different operators by different factors, so only
     steady visits count: those between two visits of the reference that are both within `steady` of its level. The
     price is the `percentile` of all timed runs of steady visits. Models with fewer than `rounds` of them, or whose
-    standard error is above `wide` of their price, get more rounds, up to `most_rounds`.
+    standard error is above `wide` of their price, get more rounds, up to `most_rounds`. Where an earlier session's
+    state is wanted, rounds wait for it, `patience_s` a session in all.
     """
 
     version: int = 2
@@ -54,6 +56,7 @@ class Protocol:
     wide: float = 0.01
     reference_every: int = 16
     steady: float = 0.12
+    patience_s: float = 20.0
     compile_timeout_s: float = 60.0
     run_timeout_s: float = 30.0
     memory_gb: float = 0.0
@@ -211,6 +214,7 @@ class _Session:
         level_ms: float | None,
     ) -> None:
         self.wanted_ms = level_ms
+        self.patience_s = protocol.patience_s
         self.models = {REFERENCE: reference, **models}
         self.device, self.protocol, self.rng, self.progress = device, protocol, rng, progress
         self.failures: dict[str, str] = {}
@@ -227,6 +231,7 @@ class _Session:
                 todo = self._todo()
                 if not todo:
                     break
+                self._await_level(worker)
                 self._round(worker, todo, round_number, log)
                 round_number += 1
         return self._reduce()
@@ -283,6 +288,19 @@ class _Session:
             if abs(now - last) <= 0.02 * now:
                 return
             last = now
+
+    def _await_level(self, worker: Handle) -> None:
+        """Visits the reference until the machine is in the state that is wanted, as long as there is patience."""
+        while self.wanted_ms and self.patience_s > 0:
+            began = time.monotonic()
+            worker.send(("round", [(REFERENCE, self.protocol.most_runs)]))
+            now = float(np.min(worker.receive(self.protocol.run_timeout_s))) * 1e-6
+            if abs(np.log(now / self.wanted_ms)) <= self.protocol.steady:
+                return
+            time.sleep(0.2)
+            self.patience_s -= time.monotonic() - began
+            waited = round(self.protocol.patience_s - max(self.patience_s, 0.0))
+            self.progress("wait for state", waited, round(self.protocol.patience_s))
 
     def _todo(self) -> list[str]:
         """The models that need another round: with too few steady visits, or whose price is still uncertain."""

@@ -37,6 +37,9 @@ CHAIN = 5
 ANCHORS = 8
 """Networks of the table that a later session measures again."""
 
+CHECK_PATIENCE_S = 120.0
+"""How long a check waits for the machine to be in the state in which it was calibrated."""
+
 REFERENCE_FACT = "reference ms"
 """The fact that keeps the reference model's time in the first session of a file of operators or networks: a whole machine drifts by
 tens of percent between sessions, so later ones wait for that state, or are scaled to it."""
@@ -485,8 +488,9 @@ def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 
     start = time.monotonic()
     calibration = tables.calibration(space)
     archs = unseen(tables, space, number, seed=seed)
-    first, _ = measure_networks(tables, space, archs, progress=progress)
-    second, _ = measure_networks(tables, space, archs, progress=progress)
+    patient = Protocol(patience_s=CHECK_PATIENCE_S)
+    first, _ = measure_networks(tables, space, archs, protocol=patient, progress=progress)
+    second, _ = measure_networks(tables, space, archs, protocol=patient, progress=progress)
     archs = [arch for arch in archs if arch in first and arch in second]
     measured = np.array([first[arch].price for arch in archs])
     again = np.array([second[arch].price for arch in archs])

@@ -231,7 +231,7 @@ class Running:
 
 def test_a_machine_with_two_states_is_measured_in_the_one_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "package", "slowing", "Slowing", SLOWING, monkeypatch)
-    protocol = Protocol(rounds=6, most_rounds=60, reference_every=2)
+    protocol = Protocol(rounds=6, most_rounds=60, reference_every=2, patience_s=0.5)
     models = {"bound": b"bound", "free": b"free"}
 
     def low(level_ms: float | None) -> tuple[float, list[float]]:
