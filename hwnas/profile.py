@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from hwnas import layers, resources
-from hwnas.calibrate import Accuracy, Calibration, choose_probes, interval
+from hwnas.calibrate import FEWEST, Accuracy, Calibration, choose_probes, interval
 from hwnas.cost import Cost, CostModel, PeakMemory
 from hwnas.device import Device, differences, digest, disagreement, relation
 from hwnas.energy import measure_energy, require_counter
@@ -34,8 +36,8 @@ from hwnas.table import CostTable, NetworkTable, Row, Source
 CHAIN = 5
 """Copies in the long chain; the price is (time of 5 copies - time of 1) / 4 where the operator keeps its shape."""
 
-ANCHORS = 8
-"""Networks of the table that a later session measures again."""
+ANCHORS = 16
+"""Networks of the table that a later session measures again, at most."""
 
 CHECK_PATIENCE_S = 120.0
 """How long a check waits for the machine to be in the state in which it was calibrated."""
@@ -423,7 +425,8 @@ def measure_networks(
     """Whole networks measured in one interleaved session, in the time of the session in which the space was measured first.
 
     The machine is wanted in the state that it was in then. Up to `ANCHORS` networks that the table holds are measured
-    again beside the others, and all are scaled by what these took then and take now.
+    again beside the others, and all are scaled by what these took then and take now. Where the machine never was in that
+    state, the factor depends on the network (`then_over_now`).
     """
     table = tables.networks(space)
     known = table.rows
@@ -444,15 +447,42 @@ def measure_networks(
     )
     timings = {arch: found.timings[key] for arch, key in zip([*archs, *anchors], models, strict=True) if key in found.timings}
     steady = (wanted or found.reference_ms) / found.reference_ms
+    factors = dict.fromkeys(timings, steady)
     if both := [arch for arch in anchors if arch in timings]:
-        steady = float(np.median([known[arch].price / timings[arch].low_ms for arch in both]))
+        ratios = np.array([known[arch].price / timings[arch].low_ms for arch in both])
+        factors = dict.fromkeys(timings, float(np.median(ratios)))
+        if wanted and len(both) >= FEWEST and found.reference_ms != wanted:
+            low = np.array([timing.low_ms for timing in timings.values()])
+            anchored = np.array([list(timings).index(arch) for arch in both])
+            estimated = then_over_now(space, list(timings), low, anchored, ratios)
+            factors = dict(zip(timings, estimated.tolist(), strict=True))
     source = source_of(found.fingerprint)
     rows = {
-        arch: Row(steady * found.low_ms, steady * found.error_ms, steady * found.p50_ms, steady * found.p90_ms, found.n, source)
-        for arch, found in timings.items()
-        if arch not in anchors
+        arch: Row(f * timing.low_ms, f * timing.error_ms, f * timing.p50_ms, f * timing.p90_ms, timing.n, source)
+        for arch, timing in timings.items()
+        if arch not in anchors and (f := factors[arch])
     }
     return rows, found
+
+
+def then_over_now(
+    space: SearchSpace, archs: Sequence[Architecture], low_ms: NDArray[np.float64], anchors: NDArray[np.int64], ratios: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """By what to multiply each network's time in this state of the machine to have it in another, known for some, the anchors.
+
+    The states slow kinds of operators by different factors: the ratio's logarithm is linear in the network's, and in how
+    often it holds each kind, with a Gaussian prior (a spread of 5 % a standard deviation of either, and noise of 2 %).
+    """
+    counts = [Counter(f"{op.kind} {op.kernel}" for op in space.lower(arch)) for arch in archs]
+    kinds = sorted(set().union(*counts))
+    features = np.column_stack([np.log(low_ms), *([count[kind] for count in counts] for kind in kinds)])
+    spread = features.std(0)
+    features = (features - features.mean(0))[:, spread > 1e-9] / spread[spread > 1e-9]
+    design = np.column_stack([np.ones(len(archs)), features])
+    precision = np.diag([0.0, *np.full(features.shape[1], 0.05**-2)])
+    seen = design[anchors]
+    weights = np.linalg.solve(seen.T @ seen / 0.02**2 + precision, seen.T @ np.log(ratios) / 0.02**2)
+    return np.asarray(np.exp(design @ weights))
 
 
 def profile_networks(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwnas import layers, profile
+from hwnas import layers, profile, resources
 from hwnas.config import load_device
 from hwnas.errors import MissingPriceError, SpaceError, TableError
 from hwnas.measure import Measurement, Protocol, Timing, measure
@@ -159,3 +159,19 @@ def test_a_machine_that_slowed_down_does_not_change_the_table(
     after = profile.measure_networks(tables, space, [arch])[0][arch]
     assert (after.price, after.error, after.p50) == pytest.approx((before.price, before.error, before.p50))
     assert before.price == pytest.approx(0.2)
+
+
+def test_a_state_that_slows_kinds_of_operators_differently_is_learnt_from_networks_of_the_table(rng: np.random.Generator) -> None:
+    space = load_space("nasbench201")
+    archs = [space.random(rng) for _ in range(100)]
+    slowed = {"conv_bn": 0.9, "avg_pool": 0.2, "relu": 0.3}
+
+    def cost(op: OpSpec, slow: bool) -> float:
+        return float((1e-3 + 1e-8 * resources.macs(op)) * (1 + slow * slowed.get(op.kind, 0.1)))
+
+    then, now = (np.array([sum(cost(op, slow) for op in space.lower(arch)) for arch in archs]) for slow in (False, True))
+    anchors = np.arange(16)
+    found = profile.then_over_now(space, archs, now, anchors, then[anchors] / now[anchors])
+    left = np.abs(found * now / then - 1)[16:]
+    scaled = np.abs(np.median(then[anchors] / now[anchors]) * now / then - 1)[16:]
+    assert left.mean() < 0.3 * scaled.mean() and left.max() < 0.1
