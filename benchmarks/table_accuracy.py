@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,16 @@ from hwnas import resources
 from hwnas.calibrate import Accuracy, Calibration, indicators, interval, op_features
 from hwnas.config import load_device
 from hwnas.cost import CostModel
-from hwnas.measure import Protocol
-from hwnas.profile import CHECK_PATIENCE_S, REFERENCE_FACT, DeviceTables, measure_networks, profile_networks, profile_operators, unseen
+from hwnas.profile import (
+    CHECK_PATIENCE_S,
+    NETWORKS,
+    REFERENCE_FACT,
+    DeviceTables,
+    measure_networks,
+    profile_networks,
+    profile_operators,
+    unseen,
+)
 from hwnas.space import Architecture, SearchSpace, load_space
 
 Floats = NDArray[np.float64]
@@ -74,7 +82,7 @@ def measured(device: str, name: str, probes: int, networks: int, root: Path, see
     took = time.monotonic() - start
     isolated = np.array([operators.price(op) for op in space.operators()])
     seen, times = list(table.rows), np.array([row.price for row in table.rows.values()])
-    patient = Protocol(patience_s=CHECK_PATIENCE_S)
+    patient = replace(NETWORKS, patience_s=CHECK_PATIENCE_S)
     archs = unseen(tables, space, networks, seed=seed)
     (first, session), (second, again_session) = (measure_networks(tables, space, archs, protocol=patient) for _ in range(2))
     archs = [arch for arch in archs if arch in first and arch in second]

@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,12 @@ CHAIN = 5
 ANCHORS = 16
 """Networks of the table that a later session measures again, at most."""
 
-CHECK_PATIENCE_S = 120.0
-"""How long a check waits for the machine to be in the state in which it was calibrated."""
+NETWORKS = Protocol(rounds=24, most_rounds=48, reference_every=8, percentile=25)
+"""How whole networks are measured. They are few and their visits long: more rounds cost little, the reference is asked more often, and
+a quarter of the runs may be quicker, for between two visits of it a machine in its slow state has quick moments too."""
+
+CHECK_PATIENCE_S = 60.0
+"""How long each session of a check waits for the machine to be in the state in which it was calibrated."""
 
 REFERENCE_FACT = "reference ms"
 """The fact that keeps the reference model's time in the first session of a file of operators or networks: a whole machine drifts by
@@ -364,6 +368,7 @@ def measure_into(
         models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
         progress("lower operators", done + 1, len(operators))
     wanted = level_of(table)
+    protocol = protocol or NETWORKS
     found = measure(
         models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, level_ms=wanted, progress=progress
     )
@@ -436,6 +441,7 @@ def measure_networks(
         models["-".join(map(str, arch))] = network_onnx(space, arch, tables.device.batch)
         progress("lower networks", done + 1, len(archs) + len(anchors))
     wanted = level_of(table)
+    protocol = protocol or NETWORKS
     found = measure(
         models,
         tables.device,
@@ -503,7 +509,7 @@ def profile_networks(
         rows, found = measure_networks(tables, space, archs, protocol=protocol, journal=journal, progress=progress)
         table.rows |= rows
         level = level_of(table) or found.reference_ms
-        table.facts |= {**_facts(protocol or Protocol(), found), REFERENCE_FACT: f"{level:.6g}"}
+        table.facts |= {**_facts(protocol or NETWORKS, found), REFERENCE_FACT: f"{level:.6g}"}
         table.save(tables.networks_path(space))
         journal.unlink(missing_ok=True)
     return table
@@ -518,7 +524,7 @@ def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 
     start = time.monotonic()
     calibration = tables.calibration(space)
     archs = unseen(tables, space, number, seed=seed)
-    patient = Protocol(patience_s=CHECK_PATIENCE_S)
+    patient = replace(NETWORKS, patience_s=CHECK_PATIENCE_S)
     first, _ = measure_networks(tables, space, archs, protocol=patient, progress=progress)
     second, _ = measure_networks(tables, space, archs, protocol=patient, progress=progress)
     archs = [arch for arch in archs if arch in first and arch in second]
