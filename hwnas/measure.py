@@ -46,7 +46,7 @@ class Protocol:
     state is wanted, rounds wait for it, `patience_s` a session in all.
     """
 
-    version: int = 2
+    version: int = 3
     rounds: int = 10
     most_rounds: int = 24
     visit_ms: float = 2.0
@@ -68,7 +68,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one model, ms: `low` is the price, `error` its standard error, p50 and p90 what a user feels."""
+    """What was measured of one model, ms: `low` is the price, in one state of the machine, and `error` its standard error.
+
+    p50 and p90 are what a user feels: of all `n` timed runs, whatever state the machine was in.
+    """
 
     low_ms: float
     error_ms: float
@@ -379,9 +382,9 @@ class _Session:
                 visits = [visit.samples for visit in self.visits if visit.key == key]
             if not visits:
                 continue
-            samples = np.concatenate(visits)
-            p50, p90 = (float(p) for p in np.percentile(samples, [50, 90]))
-            timings[key] = Timing(float(np.percentile(samples, percentile)), self._low(visits)[1], p50, p90, len(samples))
+            every = np.concatenate([visit.samples for visit in self.visits if visit.key == key])
+            p50, p90 = (float(p) for p in np.percentile(every, [50, 90]))
+            timings[key] = Timing(float(np.percentile(np.concatenate(visits), percentile)), self._low(visits)[1], p50, p90, len(every))
             if len(visits) > 1:
                 even, odd = (float(np.percentile(np.concatenate(visits[start::2]), percentile)) for start in (0, 1))
                 halves[key] = even, odd

@@ -368,7 +368,6 @@ def measure_into(
         models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
         progress("lower operators", done + 1, len(operators))
     wanted = level_of(table)
-    protocol = protocol or NETWORKS
     found = measure(
         models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, level_ms=wanted, progress=progress
     )
