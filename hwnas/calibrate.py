@@ -99,8 +99,7 @@ class Calibration:
         self.space = space
         self.operators = space.operators()
         self.isolated = np.zeros(len(self.operators)) if isolated is None else isolated
-        self._counter = CostModel(space, lambda op: 0.0)
-        self.counts, self.measured = self._counter.counts(archs).numpy(), measured
+        self.counts, self.measured = CostModel(space, lambda op: 0.0).counts(archs).numpy(), measured
         self.errors = np.zeros_like(measured) if errors is None else errors
         self.chosen = indicators(space, archs) if corrected else np.zeros((len(measured), 0))
         self._design()
@@ -232,14 +231,11 @@ class Calibration:
 
     def predict(self, archs: Sequence[Architecture]) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the cost of networks."""
-        counts = self._counter.counts(archs).numpy()
-        mean = counts @ self.prices + self.offset
-        full = np.column_stack([counts, np.ones(len(counts))])
-        if self.corrections is not None:
-            mean = mean + self.corrections[np.arange(len(self.space.slots)), np.asarray(archs)].sum(1)
-            full = np.column_stack([counts, indicators(self.space, archs), np.ones(len(counts))])
-        variance = ((full @ self.covariance) * full).sum(1) + (self.spreads.noise * mean) ** 2
-        return mean, np.sqrt(np.maximum(variance, 0))
+        return self._model.of(archs).numpy(), self._model.deviation(archs).numpy()
+
+    @cached_property
+    def _model(self) -> CostModel:
+        return self.cost_model()
 
 
 _USUAL = np.log([0.3, 0.2, 0.1, 0.01, 0.05, 0.01])

@@ -15,7 +15,7 @@ import numpy as np
 
 from hwnas.device import Device
 from hwnas.errors import DeviceError
-from hwnas.measure import Progress, Protocol, _Journal, _Session, open_worker, silent
+from hwnas.measure import Journal, Progress, Protocol, Session, open_worker, silent
 from hwnas.worker import Handle
 
 IDLE_EVERY = 8
@@ -82,7 +82,7 @@ def measure_energy(
         return session.draw(worker, journal)
 
 
-class _EnergySession(_Session):
+class _EnergySession(Session):
     """What timing does too (compiling, failing, resuming), with windows of energy in the place of visits."""
 
     def draw(self, worker: Handle, journal: Path | None) -> EnergyMeasurement:
@@ -92,13 +92,13 @@ class _EnergySession(_Session):
         header = self._header() | {"energy": self.device.energy.model_dump(), "counter": self.meter["counter"]}
         digests = {self._digest(key): key for key in self.models}
         self.windows: dict[str, list[tuple[float, int]]] = {key: [] for key in self.models}
-        for entry in _Journal.read(journal, header):
+        for entry in Journal.read(journal, header):
             if entry["model"] in digests:
                 self.windows[digests[entry["model"]]].append((entry["mj"], entry["runs"]))
         self.idle: list[float] = []
         repeats = self.device.energy.repeats
         self._compile_all(worker)
-        with _Journal(journal, header) as log:
+        with Journal(journal, header) as log:
             for number in range(1, repeats + 1):
                 lacking = [key for key in self._models() if len(self.windows[key]) < number]
                 for position, i in enumerate(self.rng.permutation(len(lacking))):
@@ -113,7 +113,7 @@ class _EnergySession(_Session):
     def _models(self) -> list[str]:
         return [key for key in list(self.models)[1:] if key not in self.failures]  # all but the reference
 
-    def _measure_one(self, worker: Handle, key: str, log: _Journal) -> None:
+    def _measure_one(self, worker: Handle, key: str, log: Journal) -> None:
         if key in self.failures:
             return
         try:

@@ -200,12 +200,14 @@ def measure(
     Raises:
         DeviceError: the device cannot run even the reference model.
     """
-    session = _Session(models, device, protocol or Protocol(), reference, np.random.default_rng(seed), progress, level_ms)
+    session = Session(models, device, protocol or Protocol(), reference, np.random.default_rng(seed), progress, level_ms)
     with open_worker(device, session.protocol.memory_gb) as worker:
         return session.run(worker, journal)
 
 
-class _Session:
+class Session:
+    """One session of `measure`: what is compiled, visited, failed and journalled; `hwnas.energy` has its own kind of visit."""
+
     def __init__(
         self,
         models: Mapping[str, bytes],
@@ -229,7 +231,7 @@ class _Session:
         round_number = self._load(journal)
         self._compile_all(worker)
         self._warm_up(worker)
-        with _Journal(journal, self._header()) as log:
+        with Journal(journal, self._header()) as log:
             while True:
                 todo = self._todo()
                 if not todo:
@@ -246,7 +248,7 @@ class _Session:
         """Takes in the visits of an interrupted session; the number of the next round."""
         digests = {self._digest(key): key for key in self.models}
         latest = -1
-        for entry in _Journal.read(journal, self._header()):
+        for entry in Journal.read(journal, self._header()):
             latest = max(latest, entry["round"])
             key = digests.get(entry["model"])
             if key is not None:
@@ -340,7 +342,7 @@ class _Session:
         error = 1.25 * 1.4826 * float(np.median(np.abs(np.array(per_visit) - middle))) / len(per_visit) ** 0.5
         return middle, error
 
-    def _round(self, worker: Handle, todo: list[str], number: int, log: _Journal) -> None:
+    def _round(self, worker: Handle, todo: list[str], number: int, log: Journal) -> None:
         order = [todo[i] for i in self.rng.permutation(len(todo))]
         step = self.protocol.reference_every
         visits = [*(key for i in range(0, len(order), step) for key in (REFERENCE, *order[i : i + step])), REFERENCE]
@@ -432,7 +434,7 @@ def steady_visits(visits: Sequence[Visit], level_ms: float, steady: float) -> ND
     return np.asarray(near[before] & near[np.clip(after, None, len(places) - 1)])
 
 
-class _Journal:
+class Journal:
     """One JSON line a visit behind a header line; a half-written last line is ignored when read."""
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
@@ -446,7 +448,7 @@ class _Journal:
             if fresh:
                 self.write(header)
 
-    def __enter__(self) -> _Journal:
+    def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -237,6 +237,16 @@ def chains(op: OpSpec, batch: int = 1) -> tuple[bytes, bytes, int]:
     return chain(short), chain(long), long - short
 
 
+def _all_chains(operators: Sequence[OpSpec], batch: int, progress: Progress) -> tuple[dict[str, bytes], dict[OpSpec, int]]:
+    """The models of all operators by `<operator> short` and `<operator> long`, and how many copies lie between."""
+    models: dict[str, bytes] = {}
+    copies: dict[OpSpec, int] = {}
+    for done, op in enumerate(operators):
+        models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, batch)
+        progress("lower operators", done + 1, len(operators))
+    return models, copies
+
+
 def network_onnx(space: SearchSpace, arch: Architecture, batch: int = 1) -> bytes:
     """A whole network as an ONNX model for measuring."""
     with torch.device("meta"):
@@ -311,10 +321,7 @@ def count_energy(
                 f"{counter!r}; move the file away to count anew, or change `energy`"
             )
         journal = tables.folder / "energy.journal"
-        models: dict[str, bytes] = {}
-        copies: dict[OpSpec, int] = {}
-        for op in missing:
-            models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
+        models, copies = _all_chains(missing, tables.device.batch, progress)
         found = measure_energy(models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, progress=progress)
         rows = {}
         for op in missing:
@@ -325,9 +332,8 @@ def count_energy(
             error = (short.error_mj**2 + long.error_mj**2) ** 0.5
             rows[op] = Row(max(long.mj - short.mj, 0.0) / copies[op], error / copies[op], n=long.n)
         energy.add(rows, found.fingerprint)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         energy.facts |= {
-            "date": now, ENERGY_FACT: tables.device.energy.source, "energy counter": found.counter,
+            "date": _now(), ENERGY_FACT: tables.device.energy.source, "energy counter": found.counter,
             "energy counter interval ms": f"{1e3 * found.interval_s:.3g}", "idle W": f"{found.idle_watts:.4g}",
             "window s": f"{tables.device.energy.seconds:g}", "windows": str(tables.device.energy.repeats),
         }  # fmt: skip
@@ -362,11 +368,7 @@ def measure_into(
     """
     protocol = protocol or Protocol()
     journal = journal or operators_journal(tables)
-    models: dict[str, bytes] = {}
-    copies: dict[OpSpec, int] = {}
-    for done, op in enumerate(operators):
-        models[f"{op} short"], models[f"{op} long"], copies[op] = chains(op, tables.device.batch)
-        progress("lower operators", done + 1, len(operators))
+    models, copies = _all_chains(operators, tables.device.batch, progress)
     wanted = level_of(table)
     found = measure(
         models, tables.device, reference=reference_onnx(), protocol=protocol, journal=journal, level_ms=wanted, progress=progress

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hwnas import resources
-from hwnas.calibrate import FEWEST, Accuracy, Calibration, choose_probes, interval, posterior_given_zero
+from hwnas.calibrate import FEWEST, Accuracy, Calibration, choose_probes, indicators, interval, posterior_given_zero
 from hwnas.cost import CostModel, one_hot
 from hwnas.errors import MissingPriceError, TableError
 from hwnas.op import OpSpec
@@ -74,7 +74,12 @@ def test_the_cost_model_says_the_same_as_the_calibration() -> None:
     space = calibration.space
     archs = [space.random(np.random.default_rng(seed)) for seed in range(20)]
     model = calibration.cost_model()
-    mean, deviation = calibration.predict(archs)
+    counts = model.counts(archs).numpy()
+    mean = counts @ calibration.prices + calibration.offset
+    full = np.column_stack([counts, np.ones(20)])
+    deviation = np.sqrt(((full @ calibration.covariance) * full).sum(1) + (calibration.spreads.noise * mean) ** 2)
+    for found, expected in zip(calibration.predict(archs), (mean, deviation), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(model.of(archs).numpy(), mean, rtol=1e-6)
     upper = model.upper(archs, 0.95).numpy()
     np.testing.assert_allclose((upper - mean) / deviation, 1.6449, rtol=1e-3)
@@ -101,7 +106,10 @@ def test_corrections_say_what_an_operator_costs_more_at_its_place() -> None:
     assert errors[0] < 0.5 * errors[1] and errors[0] < 0.01
     assert (best.corrections >= 0).all() and (best.corrections.min(1) == 0).all()
     model = best.cost_model()
-    mean, deviation = best.predict(archs)
+    counts = model.counts(archs).numpy()
+    mean = counts @ best.prices + best.corrections[np.arange(6), np.array(archs)].sum(1) + best.offset
+    full = np.column_stack([counts, indicators(space, archs), np.ones(len(archs))])
+    deviation = np.sqrt(((full @ best.covariance) * full).sum(1) + (best.spreads.noise * mean) ** 2)
     np.testing.assert_allclose(model.of(archs).numpy(), mean, rtol=1e-9)
     np.testing.assert_allclose(model.deviation(archs).numpy(), deviation, rtol=1e-6)
     np.testing.assert_allclose(model(one_hot(space, archs).double()).numpy(), mean, rtol=1e-9)

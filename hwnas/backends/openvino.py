@@ -16,7 +16,7 @@ from hwnas.quantize import quantize_randomly
 if TYPE_CHECKING:
     import openvino as ov
 
-REQUIRES = ("openvino", "onnxruntime")
+REQUIRES = ("openvino", "onnx", "onnxruntime")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """In which type OpenVINO computes what is not quantised; left to itself it takes bf16 where the processor has it."""

@@ -14,7 +14,7 @@ from hwnas.errors import DeviceError
 from hwnas.feed import first_line, parse, random_feed
 from hwnas.onnx_torch import to_torch
 
-REQUIRES = ("torch",)
+REQUIRES = ("torch", "onnx")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
