@@ -73,7 +73,8 @@ def policy_loss(
     entropy = torch.special.entr(probs).sum(-1)
     if full_entropy:
         entropy = entropy + torch.special.entr(1 - probs).sum(-1)
-    return -advantage * log_prob - beta * entropy
+    loss: Tensor = -advantage * log_prob - beta * entropy
+    return loss
 
 
 def choice_rows(gates: Gates) -> Float[Tensor, "batch slot 2"]:
@@ -171,7 +172,7 @@ class InstaNAS(Searcher):
         if not self.low < self.base:
             raise ConfigError(f"no gate of {space.name} changes its {self.resource}; set resource to another metric")
         last = min(self.low + end * (self.base - self.low), problem.budgets.get(self.resource, math.inf))
-        self.bounds = self.low + start * (most - self.low), last
+        self.bounds: tuple[float, float] = self.low + start * (most - self.low), last
         prices: dict[OpSpec, float] = dict(zip(cost.operators, cost.price.tolist(), strict=True))
         self.controller_cost = sum(prices[op] for op in space.controller)
         with torch.random.fork_rng([]):
