@@ -113,7 +113,8 @@ class InstaNAS(Searcher):
         end: the upper bound at last, as a share of the way from the cheapest network to the space's base network; never above a budget.
 
     Raises:
-        ConfigError: a space without gates; a resource that nothing gives, that is no sum, or that no gate changes.
+        ConfigError: a space without gates; a resource that nothing gives, that is no sum, or that no gate changes; a kappa without
+            an expected cost.
     """
 
     needs_shared_weights: ClassVar[bool] = True
@@ -167,6 +168,8 @@ class InstaNAS(Searcher):
         cost = problem.costs[self.resource]
         if not isinstance(cost, CostModel):
             raise ConfigError(f"{self.resource} is not a sum over operators, which instanas needs; set resource to another metric")
+        if kappa and not cost.expects:
+            raise ConfigError(f"kappa weighs an expected cost, but {self.resource} of {space.name} has none; set kappa: 0")
         self.cost = cost
         self.low, self.base, most = cost.of([cost.cheapest(), space.base, (1,) * len(space.slots)]).tolist()
         if not self.low < self.base:
