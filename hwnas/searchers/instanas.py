@@ -56,7 +56,8 @@ class Gated(Protocol):
 
 def latency_reward(latency: Float[Tensor, " n"], low: float, high: float) -> Float[Tensor, " n"]:
     """A parabola: 1 in the middle between the bounds, 0 at them and outside."""
-    parabola: Tensor = (4 * (high - latency) * (latency - low)).clamp_min(0) / max((high - low) ** 2, 1e-300)
+    span = max(high - low, 1e-30)
+    parabola: Tensor = (4 * ((high - latency) / span) * ((latency - low) / span)).clamp_min(0)
     return parabola
 
 
