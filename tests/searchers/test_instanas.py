@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from hwnas.cost import Cost, CostModel, PeakMemory
 from hwnas.data import Augmentation, Dataset, Part
 from hwnas.errors import ConfigError
 from hwnas.evaluate import Objective, SharedWeights
+from hwnas.run import Run
 from hwnas.searcher import Problem
 from hwnas.searchers import instanas
 from hwnas.searchers.instanas import InstaNAS
 from hwnas.space import SearchSpace, load_space
 from hwnas.spaces.instance_mobilenet import InstanceMobileNet
 from hwnas.train import TrainSettings
+from hwnas.verify import MemberReport
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -390,3 +393,31 @@ def test_options_that_cannot_be_meant(meta: SearchSpace, options: dict[str, Any]
 def test_a_diverged_meta_graph_is_an_error_that_says_what_to_do(meta: SearchSpace) -> None:
     with pytest.raises(ConfigError, match=r"the meta-graph's loss became no number after \d epochs; lower lr \(now 1e\+30\)"):
         make(make_problem(meta), lr=1e30, pretrain_epochs=20, batch_size=8).ask(1)
+
+
+WHOLE = """\
+device: cpu-1t
+data: {name: digits, size: 8}
+space: {name: instance_mobilenet, input_size: 8, channels: 1, stem_width: 8, widths: [8, 16], depths: [2, 1], strides: [1, 2],
+        head_width: 32, modules: [k3e3, k5e2, basic], controller_widths: [4, 8]}
+searcher: {name: instanas, pretrain_epochs: 10, epochs: 4, epochs_per_ask: 2, finetune_epochs: 1, samples: 4, lr: 0.1, search_lr: 0.05,
+           controller_lr: 0.002}
+trials: 10
+batch: 4
+final: {members: 2, training: {epochs: 3, batch_size: 32}}
+"""
+
+
+@pytest.mark.slow
+def test_on_digits_from_the_search_to_verified_models(search_and_verify: Callable[[str], tuple[Run, list[MemberReport]]]) -> None:
+    run, reports = search_and_verify(WHOLE)
+    trials = run.trials(run.experiment.load_space())
+    assert len(trials) == 10
+    logs = [trial.notes["log"] for trial in trials]
+    assert [log["epoch"] for log in logs] == [12, 12, 12, 12, 14, 14, 14, 14, 14, 14]
+    assert logs[0]["bound"] > logs[4]["bound"]
+    assert logs[4]["instance_accuracy"] > 0.5
+    assert min(trial.values["error"] for trial in trials) < 0.5
+    assert reports
+    for report in reports:
+        assert report.passed and {check.status for check in report.checks} == {"passed"}, report
