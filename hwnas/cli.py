@@ -440,7 +440,10 @@ def _checks(
 def _profile(experiment: Any, tables: Path | None, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     from hwnas.config import tables_root
     from hwnas.profile import DeviceTables, profile_networks, profile_operators, unmeasured
+    from hwnas.search import TABULAR
 
+    if experiment.evaluator.name == TABULAR:
+        raise ConfigError(f"{experiment.name} reads a benchmark's file, so there is nothing to measure or to train; use `hwnas search`")
     space = experiment.load_space()
     here = DeviceTables.here(tables_root(tables), experiment.load_device())
     operators = space.operators()
