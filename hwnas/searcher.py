@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hwnas.cost import Cost, CostModel
+from hwnas.cost import Cost, CostModel, TabularCost
 from hwnas.errors import BudgetError, ConfigError, nearest
 from hwnas.evaluate import Objective, SharedWeights, Trial
 from hwnas.op import OpSpec
@@ -172,6 +172,8 @@ class Problem:
 
 def dominating(cost: Cost, arch: Architecture, most: int = 3) -> str:
     """The operators that an architecture spends most on, with their share, as text."""
+    if isinstance(cost, TabularCost):
+        return "operators that a table of whole networks does not tell apart"
     if not isinstance(cost, CostModel):
         return "its largest activations"
     prices: dict[OpSpec, float] = dict(zip(cost.operators, cost.price.tolist(), strict=True))
