@@ -199,7 +199,7 @@ def test_fact_5_latency_follows_its_bound_and_hard_images_get_more_of_it() -> No
         searcher._train()
         searcher._record()
         logs.append(dict(searcher.log))
-        gates = (searcher._probs(valid) >= 0.5).long()
+        gates = (searcher.probs(valid) >= 0.5).long()
         costs = searcher.cost.of(gates).numpy()
         assert 1 < searcher.log["unique_policies"] < len(valid)
     assert logs[0]["bound"] > logs[1]["bound"] > logs[2]["bound"]
@@ -283,7 +283,7 @@ def test_the_controller_learns_from_rewards(meta: InstanceMobileNet) -> None:
     for kappa in (0.0, 1000.0):
         searcher = make(make_problem(meta), kappa=kappa, epochs=10, epochs_per_ask=0, controller_lr=0.03)
         searcher.ask(1)
-        ends.append(float(searcher.cost(instanas.choice_rows(searcher._probs(searcher.shared.data.valid))).mean()))
+        ends.append(float(searcher.cost(instanas.choice_rows(searcher.probs(searcher.shared.data.valid))).mean()))
     assert ends[1] < 0.7 * ends[0]
 
 
@@ -296,7 +296,7 @@ def test_the_commonest_policies_are_asked_first_and_the_log_tells_of_the_instanc
     searcher = make(make_problem(meta), samples=3, epochs=1, epochs_per_ask=0, finetune_epochs=0)
     shares = torch.full((32, 6), 0.1)
     shares[:20, 0] = shares[20:28, 1] = shares[28:, 2] = 0.9
-    monkeypatch.setattr(searcher, "_probs", lambda part: shares)
+    monkeypatch.setattr(searcher, "probs", lambda part: shares)
     archs = searcher.ask(5)
     policies = [(1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0), (0, 0, 1, 0, 0, 0)]
     assert archs == policies
@@ -317,7 +317,7 @@ def test_instance_accuracy_is_that_of_every_image_alone_under_its_policy(meta: I
     searcher = make(make_problem(meta))
     searcher.ask(1)
     valid = searcher.shared.data.valid
-    gates = (searcher._probs(valid) >= 0.5).long()
+    gates = (searcher.probs(valid) >= 0.5).long()
     right = 0
     with torch.no_grad():
         for image, label, policy in zip(valid.images, valid.labels, gates.tolist(), strict=True):
