@@ -321,7 +321,7 @@ def test_real_training_with_a_searcher_that_trains_a_supernet(tiny: Path) -> Non
     here = DeviceTables.here(tiny / "latency_tables", experiment.load_device())
     profile_operators(here, experiment.load_space().operators())
     profile_networks(here, experiment.load_space(), 12, seed=0)
-    found = compare(experiment, ["snas:epochs=2:warmup=1"], tiny / "out", seeds=2, budget=6)
+    found = compare(experiment, ["snas:epochs=2:epochs_per_ask=1:samples=3:batch_size=16"], tiny / "out", seeds=2, budget=6)
     values: dict[tuple[int, ...], Any] = {}
     for path in (tiny / "out" / "contests").glob("*.json"):
         contest = Contest.model_validate_json(path.read_text())
