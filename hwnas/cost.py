@@ -83,7 +83,7 @@ class CostModel(nn.Module):
         price = torch.tensor([_price(prices, op, metric) for op in self.operators], dtype=torch.float64)
         self.price: Tensor
         self.register_buffer("price", price, persistent=False)
-        self._terms = _Terms(space, self.operators)
+        self._terms = _terms(space)
         self.term_price: Tensor
         self.register_buffer("term_price", self._terms.usage @ price, persistent=False)
         self.corrections: Tensor | None
@@ -273,6 +273,12 @@ def _price(prices: Prices, op: OpSpec, metric: str) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise TableError(f"the {metric} price of {op} must be finite and not negative, but is {value}; measure that row again")
     return value
+
+
+@lru_cache(maxsize=8)
+def _terms(space: SearchSpace) -> _Terms:
+    """The same for all metrics of a space."""
+    return _Terms(space, space.operators())
 
 
 class _Terms:

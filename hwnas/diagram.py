@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hwnas.errors import SpaceError
 
+_AT_A_TIME = 256  # assignments whose values are kept in the cache together
 Function = int
 """A function is the number of its root node; equal functions have equal numbers."""
 
@@ -206,7 +207,14 @@ class Evaluation:
 
     def at(self, assignments: Int[Tensor, "n variable"]) -> Float[Tensor, "n root"]:
         """Their values for each assignment."""
-        values = self._constants.expand(len(assignments), -1)
+        return torch.cat([self._at(rows) for rows in torch.split(assignments, _AT_A_TIME)])
+
+    def _at(self, assignments: Tensor) -> Tensor:
+        values = torch.empty(self.nodes, len(assignments))
+        done = len(self._constants)
+        values[:done] = self._constants[:, None]
         for variable, children in self._levels:
-            values = torch.cat([values, values.gather(1, children.T[assignments[:, variable]])], 1)
-        return values[:, self._roots].double()
+            made = done + len(children)
+            torch.gather(values[:done], 0, children[:, assignments[:, variable]], out=values[done:made])
+            done = made
+        return values[self._roots].T.double()
