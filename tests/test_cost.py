@@ -133,11 +133,15 @@ def branches(n: int) -> SearchSpace:
     return SearchSpace((4, 8, 8), 4, tuple(Slot(f"s{i}", ("x", "y")) for i in range(n)), tuple(sites), output=f"n{n}", name="branches")
 
 
-def test_diagrams_that_grow_too_large_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diagrams_that_grow_too_large_give_no_expected_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "MOST_NODES", 32)
     assert float(CostModel(branches(5), PRICES).of([(0,) * 5])) == pytest.approx(1 + 5 * 111.01)
+    many = CostModel(branches(40), PRICES)
+    assert not many.expects
+    assert many.of([(0,) * 40, (1,) * 40]).tolist() == pytest.approx([1 + 40 * 111.01, 1 + 40 * 100])
+    assert many(one_hot(many.space, [(0,) * 40])).tolist() == pytest.approx([1 + 40 * 111.01])
     with pytest.raises(SpaceError, match="branches has no expected cost: the functions need more than the 32 nodes"):
-        CostModel(branches(40), PRICES)
+        many(torch.full((40, 2), 0.5))
 
 
 def test_bound_from_covariance_and_noise(diamond: SearchSpace, rng: np.random.Generator) -> None:
