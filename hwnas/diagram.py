@@ -201,7 +201,7 @@ class Evaluation:
         values = self._constants.to(shares).expand(*shares.shape[:-2], -1)
         for variable, children in self._levels:
             children = children.to(shares.device)
-            below = values.index_select(-1, children.flatten()).unflatten(-1, tuple(children.shape))
+            below = torch.unflatten(values.index_select(-1, children.flatten()), -1, tuple(children.shape))
             values = torch.cat([values, (below @ shares[..., variable, : children.shape[1], None]).squeeze(-1)], -1)
         return values.index_select(-1, self._roots.to(shares.device))
 
