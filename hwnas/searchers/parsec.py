@@ -136,6 +136,7 @@ class PARSEC(Distribution):
     """
 
     BETAS = (0.5, 0.999)
+    home = "darts"
     small: ClassVar[dict[str, Any]] = {
         "etas": [0.0, 1.0], "epochs": 2, "epochs_per_ask": 1, "samples": 3, "batch_size": 16, "draws": 2, "warmup": 1,
     }  # fmt: skip

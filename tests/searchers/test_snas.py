@@ -560,8 +560,8 @@ def test_the_resource_is_the_first_cost_objective_unless_named(cell: SearchSpace
     ("options", "message"),
     [
         ({"resource": "mac"}, "nothing gives the resource 'mac'; did you mean 'macs'"),
-        ({"resource": "peak_mb"}, "peak_mb is not a sum over operators and has no 'exact' estimator; set estimator: score"),
-        ({"resource": "peak_mb", "estimator": "reparam"}, "has no 'reparam' estimator"),
+        ({"resource": "peak_mb"}, "peak_mb of nasbench201 has no expectation, and so no 'exact' estimator; set estimator: score"),
+        ({"resource": "peak_mb", "estimator": "reparam"}, "and so no 'reparam' estimator"),
         ({"relaxation": "softmax", "estimator": "score"}, "a softmax mixture has no samples for a 'score' estimator; set estimator: exact"),
         ({"estimator": "guess"}, "estimator: input should be 'exact', 'reparam' or 'score', but got 'guess'"),
         ({"etas": []}, "etas"),
