@@ -79,6 +79,8 @@ class Device(BaseModel):
     batch: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     options: dict[str, Any] = {}  # noqa: RUF012  a model copies its defaults
+    needs: list[str] = []  # noqa: RUF012
+    """Programs that must be on the PATH; `hwnas devices` names those that are missing."""
     energy: Energy = Energy()
     remote: Remote | None = None
 

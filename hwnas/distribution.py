@@ -7,7 +7,6 @@ import heapq
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import chain, islice
 from typing import Any, ClassVar
 
@@ -16,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hwnas.checkpoint import load_state, save_state
+from hwnas.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
 from hwnas.cost import Cost, choice_mask
 from hwnas.data import Part, batches
-from hwnas.errors import ConfigError, nearest
+from hwnas.errors import ConfigError
 from hwnas.evaluate import SharedWeights
 from hwnas.searcher import Problem, Searcher, State
 from hwnas.space import Architecture
@@ -129,9 +128,7 @@ class Distribution(Searcher):
         self.lr, self.lr_min, self.momentum, self.weight_decay = lr, lr_min, momentum, weight_decay
         self.logits_weight_decay = logits_weight_decay
         self.warm_start = warm_start
-        self.resource = resource or self._first_cost()
-        if self.resource not in problem.costs:
-            raise ConfigError(f"nothing gives the resource {self.resource!r}; {nearest(self.resource, problem.costs)}")
+        self.resource = problem.resource(resource)
         self.cost: Cost = problem.costs[self.resource]
         self.mask = choice_mask(problem.space)
         self.logits = torch.zeros(self.mask.shape, requires_grad=True)
@@ -172,8 +169,7 @@ class Distribution(Searcher):
         """Logits, both optimisers, the supernet, the position in the schedule, and what is waiting to be asked."""
         tensors = {"logits": self.logits.detach(), **(self.shared.tensors() if self.needs_shared_weights else {})}
         for name, optimizer in self._optimizers.items():
-            for parameter, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}.{parameter}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+            tensors |= optimizer_tensors(name, optimizer)
         return tensors, {"eta": self._eta, "epoch": self._epoch, "queue": [list(arch) for arch in self._queue]}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -186,16 +182,7 @@ class Distribution(Searcher):
             self.shared.load(tensors)
             self._new_optimizers()
         for name, optimizer in self._optimizers.items():
-            states: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in tensors.items():
-                if key.startswith(f"{name}."):
-                    _, parameter, entry = key.split(".")
-                    states.setdefault(int(parameter), {})[entry] = tensor
-            optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-            for weight, state in optimizer.state.items():  # lying in memory as the weight does, or sums round otherwise
-                for entry, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == weight.shape:
-                        state[entry] = torch.empty_like(weight).copy_(value)
+            load_optimizer(name, optimizer, tensors)
 
     def probs(self) -> Float[Tensor, "slot choice"]:
         """What the logits say of every slot's choices; zeros in the padding."""
@@ -214,7 +201,7 @@ class Distribution(Searcher):
         return value or 1.0
 
     def _new_optimizers(self) -> None:
-        self.shared.supernet.to(self._fabric.device)
+        self.shared.supernet.to(self.shared.fabric.device)
         weights = torch.optim.SGD(self.shared.supernet.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         logits = torch.optim.Adam([self.logits], lr=self.logits_lr, betas=self.BETAS, weight_decay=self.logits_weight_decay)
         self._optimizers = {"sgd": weights, "adam": logits}
@@ -261,7 +248,7 @@ class Distribution(Searcher):
 
     def _batches(self, part: Part, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """All images of a part, shuffled, augmented and normalised, with their labels, on the device."""
-        data, device = self.shared.data, self._fabric.device
+        data, device = self.shared.data, self.shared.fabric.device
         for index in batches(part, self.batch_size, generator):
             yield data.normalise(data.augment(part.images[index].to(device), generator)), part.labels[index].to(device)
 
@@ -311,23 +298,3 @@ class Distribution(Searcher):
         """Those that keep the budgets, looked at 256 at a time, which is much faster than one by one."""
         while some := list(islice(archs, 256)):
             yield from (arch for arch, keeps in zip(some, self.problem.feasible(some), strict=True) if keeps)
-
-    @cached_property
-    def _fabric(self) -> Any:
-        from lightning_fabric import Fabric  # two seconds, spared to everybody who does not train
-
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        settings = self.shared.settings
-        try:
-            return Fabric(accelerator=settings.accelerator, devices=1, precision=settings.precision)
-        except RuntimeError as error:
-            raise ConfigError(f"training: accelerator {settings.accelerator!r} cannot be used here: {error}") from None
-
-    def _first_cost(self) -> str:
-        problem = self.problem
-        for name in [*(objective.name for objective in problem.objectives), *problem.budgets]:
-            if name in problem.costs:
-                return name
-        known = ", ".join(sorted(problem.costs))
-        name = type(self).__name__.lower()
-        raise ConfigError(f"{name} needs a resource: none of the objectives is a cost; set resource to one of {known}")

@@ -302,7 +302,7 @@ class PARSEC(Distribution):
             self._optimizers["sgd"].zero_grad()
             scale = self._tempering(len(labels)) * len(labels)
             each = (self._loss(arch, images, labels) for arch in map(tuple, archs.tolist()))
-            losses.append(posterior_mean_gradient(weights, each, scale, self._fabric.backward).mean())
+            losses.append(posterior_mean_gradient(weights, each, scale, self.shared.fabric.backward).mean())
             if any(weight.grad is not None for weight in weights):
                 torch.nn.utils.clip_grad_norm_(weights, CLIP_WEIGHTS)
                 self._optimizers["sgd"].step()
@@ -336,7 +336,7 @@ class PARSEC(Distribution):
         space = self.problem.space
         if not space.graph(arch):
             return images.new_tensor(math.log(space.classes))
-        with self._fabric.autocast():
+        with self.shared.fabric.autocast():
             loss = functional.cross_entropy(self.shared.supernet.of(images, arch).float(), labels)
         self._check_loss(loss)
         return loss

@@ -161,20 +161,20 @@ class SNAS(Distribution):
         return torch.randn(self.logits.shape, generator=generator).mul_(0.01).add_(1.0)
 
     def _learn_epoch(self, generator: torch.Generator) -> dict[str, float]:
-        supernet, device, eta = self.shared.supernet, self._fabric.device, self.etas[self._eta]
+        supernet, device, eta = self.shared.supernet, self.shared.fabric.device, self.etas[self._eta]
         temperature = anneal(self._epoch, self.epochs, self.temperature, self.temperature_min)
         total = torch.zeros(3)
         for images, labels in self._batches(self.shared.data.train, generator):
             logits = self._masked()
             log_z = logits.log_softmax(-1) if self.relaxation == "softmax" else concrete_sample(logits, temperature, generator)
-            with self._fabric.autocast():
+            with self.shared.fabric.autocast():
                 out = supernet(images, self._runnable(log_z.exp()).to(device)).float()
                 loss = functional.cross_entropy(out, labels)
             self._check_loss(loss)
             paid = eta / self.reference * self._paid(logits, log_z, temperature, generator) if eta else torch.zeros(())
             for optimizer in self._optimizers.values():
                 optimizer.zero_grad()
-            self._fabric.backward(loss + paid.to(device))
+            self.shared.fabric.backward(loss + paid.to(device))
             torch.nn.utils.clip_grad_norm_(supernet.parameters(), CLIP_WEIGHTS)
             torch.nn.utils.clip_grad_norm_([self.logits], CLIP_LOGITS)
             for optimizer in self._optimizers.values():
