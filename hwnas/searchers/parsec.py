@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -209,11 +210,12 @@ class PARSEC(Distribution):
             raise ConfigError("parsec learns from the likelihood of told trials; put error, accuracy or loss among the objectives")
 
     def propose(self, n: int) -> list[Architecture]:
-        """As `Distribution`; of "told" random networks first, then draws of the priors in turn, then random ones."""
+        """As `Distribution`; of "told" the cheapest and random networks first, then draws of the priors in turn, then random ones."""
         if self.likelihood == "shared":
             return super().propose(n)
         strangers = self.random_architectures(n)
-        return self.unasked(strangers if len(self.asked) < self.warmup else chain(self._draw_in_turn(n), strangers), n)
+        warm = len(self.asked) < self.warmup
+        return self.unasked(chain([self._cheapest], strangers) if warm else chain(self._draw_in_turn(n), strangers), n)
 
     def learn(self, trials: Sequence[Trial]) -> None:
         """Moves the priors of "told" towards the weighted frequencies of all trials."""
@@ -246,6 +248,11 @@ class PARSEC(Distribution):
         self.priors = tensors["priors"].clone()
         self._archs = [tuple(row) for row in tensors["told"].tolist()]
         self._evidence = tensors["evidence"].tolist()
+
+    @cached_property
+    def _cheapest(self) -> Architecture:
+        """What an infinite eta would end with, known beforehand."""
+        return self.cost.cheapest()
 
     @property
     def _slots(self) -> list[list[Any]]:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from hwnas import plugins, resources
 from hwnas.checkpoint import load_state, save_state
-from hwnas.cost import Cost, CostModel, PeakMemory
+from hwnas.cost import Cost, CostModel, PeakMemory, TabularCost
 from hwnas.data import Augmentation, Dataset, Part, load_data
 from hwnas.errors import ConfigError
 from hwnas.evaluate import Objective, SharedWeights, Trial
@@ -422,30 +422,17 @@ def test_told_it_beats_random_on_tabulated_networks(test_data: Path) -> None:
     errors = dict(zip(archs, (1 - table["test_acc"].astype(float) / 100).tolist(), strict=True))
     wins = 0
     for device in range(8):
-        latency = dict(zip(archs, table["latency_ms"][:, device].astype(float).tolist(), strict=True))
+        latency = np.zeros(space.num_choices)
+        latency[tuple(table["ops"].T)] = table["latency_ms"][:, device]
         values = np.array([(errors[arch], latency[arch]) for arch in archs if space.graph(arch)])
         front = values[nondominated(values)]
         low, span = front.min(0), np.ptp(front, 0)
         reached: dict[str, list[float]] = {"parsec": [], "random": []}
         for seed in range(5):
             for name, options in (("parsec", {"likelihood": "told"}), ("random", {})):
-                problem = make_problem(space, shared=False, costs={"latency_ms": Tabulated(space, latency)})
+                problem = make_problem(space, shared=False, costs={"latency_ms": TabularCost(space, "latency_ms", latency)})
                 searcher = plugins.build("searchers", name, options, problem, np.random.default_rng(seed))
                 found = np.array([(errors[arch], latency[arch]) for arch in play(searcher, errors, 400)])
                 reached[name].append(hypervolume((found - low) / span, np.array([1.1, 1.1])))
         wins += bool(np.median(reached["parsec"]) > np.median(reached["random"]))
     assert wins >= 6
-
-
-class Tabulated(PeakMemory):
-    """A latency out of a table, behind the interface of a cost without an expectation."""
-
-    metric = "latency_ms"
-
-    def __init__(self, space: SearchSpace, table: dict[Architecture, float]) -> None:
-        super().__init__(space)
-        self.table = table
-
-    def of(self, archs: Any) -> Tensor:
-        rows = torch.as_tensor(archs).reshape(-1, len(self.space.slots)).tolist()
-        return torch.tensor([self.table[tuple(row)] for row in rows], dtype=torch.float64)
