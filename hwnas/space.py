@@ -340,10 +340,14 @@ def certificate(steps: Sequence[Site], start: str, end: str) -> bytes:
     """A digest of a network that does not depend on the names of its nodes or on the order of its steps; see `SearchSpace.identity`."""
     if not steps:
         return b""
-    marks = {start: 1, end: 2}
+    written = {start, *(site.output for site in steps)}
+    if any(node not in written for site in steps for node in site.inputs):  # dead inputs are zeros, all alike
+        steps = [replace(site, inputs=tuple(node if node in written else "" for node in site.inputs)) for site in steps]
+        written.add("")
+    marks = {start: 1, end: 2, "": 3}
     names = {site.op: hash(str(site.op)) for site in steps}
-    nodes = list(dict.fromkeys([start, *(site.output for site in steps)]))
-    colours = dict.fromkeys(nodes, 0) | marks
+    nodes = list(dict.fromkeys([start, *(site.output for site in steps), *written]))
+    colours = {node: marks.get(node, 0) for node in nodes}
     ties: dict[str, int] = {}
     classes = 0
     while True:
@@ -364,7 +368,8 @@ def certificate(steps: Sequence[Site], start: str, end: str) -> bytes:
                 above[site.output] = hash((below[site.output], *sorted(used.get(site.output, ()))))
             for position, node in enumerate(site.inputs):
                 used.setdefault(node, []).append(hash((labels[k], position, above[site.output])))
-        above[start] = hash((below[start], *sorted(used[start])))
+        for root in {start, ""} & used.keys():
+            above[root] = hash((below[root], *sorted(used[root])))
         groups: dict[str, list[int]] = {}
         for k, site in enumerate(steps):
             if site.tied:

@@ -118,7 +118,7 @@ class InstaNAS(Searcher):
             an expected cost.
     """
 
-    needs_shared_weights: ClassVar[bool] = True
+    needs_shared_weights = True
     home: ClassVar[str] = "instance_mobilenet"
     small: ClassVar[dict[str, Any]] = {
         "pretrain_epochs": 2, "epochs": 2, "epochs_per_ask": 1, "finetune_epochs": 1, "samples": 3, "batch_size": 16, "kappa": 0.1,
