@@ -79,7 +79,7 @@ class CostModel(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.once = once and bool(space.module_of)
+        self.once = once and space.reuses
         self.metric = metric
         self.offset = float(offset)
         self.uncertainty = uncertainty

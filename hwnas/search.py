@@ -113,15 +113,15 @@ def _assemble_tabular(experiment: Experiment) -> Assembly:
     return Assembly(experiment, space, data, None, None, costs, objectives, evaluator)
 
 
-def make_shared(assembly: Assembly, run: Run) -> SharedWeights | None:
-    """The supernet that the evaluator, or a gradient searcher, trains; none without data."""
+def make_shared(assembly: Assembly, folder: Path) -> SharedWeights | None:
+    """The supernet that the evaluator, or a gradient searcher, trains, its checkpoint in `folder`; none without data."""
     experiment = assembly.experiment
     if assembly.data is None:
         return None
     options = experiment.evaluator.options if experiment.evaluator.name == "shared" else {}
     settings = train_settings(options, "evaluator")
     problem = Problem(assembly.space, assembly.objectives, assembly.costs, experiment.budgets, experiment.confidence)
-    checkpoint = run.folder / "supernet.safetensors"
+    checkpoint = folder / "supernet.safetensors"
     return SharedWeights(assembly.space, assembly.data, settings, experiment.seed, checkpoint, draw=problem.random)
 
 
@@ -161,7 +161,7 @@ def run_search(experiment: Experiment, folder: Path | str, *, tables: Path | Non
 def run_trials(assembly: Assembly, run: Run, progress: Progress = silent, evaluator: Evaluator | None = None) -> SharedWeights | None:
     """Asks and evaluates until the experiment's number of trials is there, or the searcher has nothing more to ask."""
     experiment = assembly.experiment
-    shared = make_shared(assembly, run)
+    shared = make_shared(assembly, run.folder)
     problem = Problem(assembly.space, assembly.objectives, assembly.costs, experiment.budgets, experiment.confidence, shared)
     rng = np.random.default_rng(experiment.seed)
     searcher: Searcher = plugins.build("searchers", experiment.searcher.name, experiment.searcher.options, problem, rng)
