@@ -67,3 +67,26 @@ def spread(values: Floats, most: int) -> NDArray[np.int64]:
         distance = np.linalg.norm(scaled[:, None] - scaled[taken], axis=2).min(1)
         taken.append(int(distance.argmax()))
     return np.sort(np.array(taken[:most]))
+
+
+def gaps(front: Floats, reference: Floats) -> tuple[Floats, Floats]:
+    """Disjoint boxes, (low, high) each (box, objective), that fill what `front` does not dominate below `reference`; `low` may be -inf.
+
+    Slab by slab along the last objective; a box goes on through the slabs that do not change it.
+    """
+    front = front[(front < reference).all(1)]
+    if len(reference) == 1:
+        return np.full((1, 1), -np.inf), np.array([[min([reference[0], *front[:, 0]])]])
+    levels = [-np.inf, *np.unique(front[:, -1]), reference[-1]]
+    begun: dict[tuple[tuple[float, ...], tuple[float, ...]], float] = {}
+    found: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    for level in levels[:-1]:
+        low, high = gaps(front[front[:, -1] <= level][:, :-1], reference[:-1])
+        here = set(zip(map(tuple, low.tolist()), map(tuple, high.tolist()), strict=True))
+        for box in [box for box in begun if box not in here]:
+            found.append(((*box[0], begun.pop(box)), (*box[1], level)))
+        for box in here:
+            begun.setdefault(box, level)
+    found += [((*low, start), (*high, levels[-1])) for (low, high), start in begun.items()]
+    found.sort()
+    return np.array([low for low, _ in found]), np.array([high for _, high in found])
