@@ -47,12 +47,6 @@ def condense_layer(op: OpSpec) -> nn.Module:
     return Dense(nn.Sequential(nn.BatchNorm2d(op.c_in), nn.ReLU(), learned, nn.BatchNorm2d(op.hidden), nn.ReLU(), last))
 
 
-@operator("stem_conv")
-def stem_conv(op: OpSpec) -> nn.Module:
-    """A convolution alone: the layer behind it begins with BatchNorm."""
-    return conv(op.c_in, op.c_out, op.kernel, op.stride)
-
-
 class CondenseNet(SearchSpace):
     """The published candidates on images of 32x32; the stem has twice the first block's growth. The slots are stage and growth in turn."""
 
@@ -87,7 +81,7 @@ class CondenseNet(SearchSpace):
         side = input_size
         for choice, growth in enumerate(growths):
             self.stems.append(len(sites))
-            stem = OpSpec("stem_conv", channels, 2 * growth, side, side, kernel=3)
+            stem = OpSpec("conv", channels, 2 * growth, side, side, kernel=3)
             sites.append(Site(stem, ("input",), f"b1.l0@{2 * growth}", ((1, choice),)))
         entering = {(2 * growth, growth) for growth in growths}
         for block in range(1, blocks + 1):
@@ -121,3 +115,7 @@ class CondenseNet(SearchSpace):
                 width += self.growths[growth]
             indices.append(self.exits[block, self.stages[stage], width])
         return indices
+
+    def operators(self) -> tuple[OpSpec, ...]:
+        """Every distinct operator, sorted by key; nothing is added up, though the decisions alone do not tell the last sites apart."""
+        return tuple(op for op in super().operators() if op.kind != "add")

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 
 from hwnas.errors import ConfigError
-from hwnas.layers import conv, operator
+from hwnas.layers import operator
 from hwnas.op import OpSpec
 from hwnas.space import Decision, SearchSpace, Site, Slot
 
@@ -38,18 +38,6 @@ OPERATORS: dict[str, dict[str, tuple[str, int]]] = {
     },
 }  # fmt: skip
 """Kind and kernel of every operator, in the published order."""
-
-
-@operator("conv")
-def plain_conv(op: OpSpec) -> nn.Module:
-    """A convolution alone: one slice of a convolution whose BatchNorm comes after the sum."""
-    return conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation)
-
-
-@operator("batch_norm")
-def batch_norm(op: OpSpec) -> nn.Module:
-    """BatchNorm alone, behind a sum."""
-    return nn.BatchNorm2d(op.c_out)
 
 
 @operator("conv_in_two")
