@@ -8,7 +8,6 @@ block 2 with 104 channels), a layer's operator exists once for every width that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from hwnas.errors import ConfigError
 from hwnas.layers import conv, learned_group_conv, operator
 from hwnas.op import OpSpec
-from hwnas.space import SearchSpace, Site, Slot
+from hwnas.space import Architecture, SearchSpace, Site, Slot
 
 Positive = Annotated[int, Field(ge=1)]
 BOTTLENECK = 4
@@ -105,7 +104,7 @@ class CondenseNet(SearchSpace):
             side = -(-side // 2)
         super().__init__((channels, input_size, input_size), classes, tuple(slots), tuple(sites))
 
-    def chosen(self, arch: Sequence[int]) -> list[int]:
+    def chosen(self, arch: Architecture) -> list[int]:
         """The stem, and block by block the layers for the channels that reach them, and what leads out of the block."""
         indices = [self.stems[arch[1]]]
         width = 2 * self.growths[arch[1]]

@@ -10,7 +10,6 @@ halves it before the cell while it searches, and so only in the final network); 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,7 +20,7 @@ from torch import nn
 from hwnas.errors import ConfigError
 from hwnas.layers import operator
 from hwnas.op import OpSpec
-from hwnas.space import Decision, SearchSpace, Site, Slot
+from hwnas.space import Architecture, Decision, SearchSpace, Site, Slot
 
 Positive = Annotated[int, Field(ge=1)]
 CELLS = ("normal", "reduction")
@@ -178,7 +177,7 @@ class ENASMicro(SearchSpace):
         ]
         super().__init__((channels, input_size, input_size), classes, tuple(slots), tuple(sites))
 
-    def chosen(self, arch: Sequence[int]) -> list[int]:
+    def chosen(self, arch: Architecture) -> list[int]:
         """The sites whose decisions hold, without the projections of what some node reads."""
         per_cell = 2 * len(BRANCHES) * self.nodes
         read = {(slot // per_cell, arch[slot]) for slot in range(0, len(arch), 2)}
