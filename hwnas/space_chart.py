@@ -10,7 +10,7 @@ import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,19 @@ def cells_of(steps: Sequence[Step]) -> list[list[list[str]]]:
 
     for step in steps:
         for source in step.sources:
-            if source in role and step.target in role and number[role[source]] == number[role[step.target]]:
-                group[root(role[source])] = root(role[step.target])
+            if source in role and step.target in role:
+                few, many = sorted((number[role[source]], number[role[step.target]]))
+                if few == many or (few > 1 and many % few == 0):  # some nodes of a cell may have the same slots
+                    group[root(role[source])] = root(role[step.target])
     kinds: dict[frozenset[int], list[frozenset[int]]] = defaultdict(list)
     for key in roles:
         kinds[root(key)].append(key)
-    found = [[[roles[key][i] for key in keys] for i in range(number[keys[0]])] for keys in kinds.values() if len(set().union(*keys)) > 1]
+    found = []
+    for keys in kinds.values():
+        times = min(number[key] for key in keys)
+        if len(set().union(*keys)) > 1 and all(number[key] % times == 0 for key in keys):
+            shares = [(roles[key], number[key] // times) for key in keys]
+            found.append([[node for nodes, share in shares for node in nodes[i * share : (i + 1) * share]] for i in range(times)])
     return found if any(len(instances) > 1 for instances in found) else []
 
 
@@ -324,12 +331,12 @@ def _with_cells(space: SearchSpace, arch: Architecture | None, steps: list[Step]
             slots[owner[step.target][0]] |= set(step.slots)
     order = list(dict.fromkeys(step.target for step in steps))
     for node in order:  # what a cell ends in: joins of its values, and what only goes on from there in the same shape
-        if node in owner:
+        if node in owner or node == space.output:
             continue
         sources = list(dict.fromkeys(source for step in writing[node] for source in step.sources))
         owners = {owner[source] for source in sources if source in owner}
         keeps = all(site.op.c_in == site.op.c_out and site.op.stride == 1 for step in writing[node] for site in step.sites)
-        if owners and (len(sources) > 1 or (keeps and len(reading[sources[0]]) == 1 and node != space.output)):
+        if owners and (len(sources) > 1 or (keeps and len(reading[sources[0]]) == 1)):
             owner[node] = max(owners, key=lambda cell: order.index(cells[cell[0]][cell[1]][0]))
     for node in reversed(order):  # what a cell begins with: preparations of its inputs that nothing else reads
         readers = {owner.get(step.target) for step in reading[node]}
@@ -397,9 +404,9 @@ def _cell_panel(space: SearchSpace, arch: Architecture | None, steps: Sequence[S
     deciding = {step.target for step in steps if step.slots}
     labels |= {step.target: step.target.rpartition(".")[2] for step in steps if step.target in deciding}
     labels |= {step.target: "out" for step in steps if step.target not in read}
-    lists = Counter(" ".join(space.slots[slot].choices) for step in steps for slot in step.slots)
-    common, times = max(lists.items(), key=lambda item: item[1], default=("", 0))
-    common = common if arch is None and times > 2 else ""
+    lists = [{" ".join(space.slots[slot].choices) for slot in step.slots} for step in steps if step.slots]
+    shared = sorted(set.intersection(*lists)) if arch is None and len(lists) > 2 else []
+    common = shared[0] if shared else ""
     drawn = panel(title, graph_of(space, arch, steps, labels, common, prefix, sizes=False), wrapped=False)
     drawn.note = f"every blue box chooses: {' · '.join(common.split())}" if common else ""
     return drawn
@@ -429,7 +436,8 @@ def panel(title: str, graph: Graph, wrapped: bool = True) -> Panel:
     boxes: list[Box] = []
     lines: list[list[tuple[float, float]]] = []
     top = width = 0.0
-    for rows in _wrap(layers, size) if wrapped else [range(len(layers))]:
+    values = {name for name, box in graph.boxes.items() if box.look == "value"}
+    for rows in _wrap(layers, size, values) if wrapped else [range(len(layers))]:
         here = {name for layer in rows for name in layers[layer]}
         highest = min(y[name] - size[name][1] / 2 for name in here)
         x = 0.0
@@ -439,9 +447,7 @@ def panel(title: str, graph: Graph, wrapped: bool = True) -> Panel:
             for name in layers[layer]:
                 at[name] = Spot(x + wide / 2, top + y[name] - highest, size[name][0], x, x + wide)
             x += wide + GAP_X
-        for name in at.keys() & graph.boxes.keys():
-            graph.boxes[name].x, graph.boxes[name].y = at[name].x, at[name].y
-        boxes += [graph.boxes[name] for name in at if name in graph.boxes]
+        boxes += [replace(graph.boxes[name], x=spot.x, y=spot.y) for name, spot in at.items() if name in graph.boxes]
         lines += _paths(graph, edges, at)
         width = max(width, x - GAP_X)
         top += max(y[name] + size[name][1] / 2 for name in here) - highest + ROW_GAP
@@ -562,18 +568,20 @@ def _apart(wish: Sequence[float], room: Sequence[float]) -> list[float]:
     return [mean + offset for mean, offset in zip(flat, offsets, strict=True)]
 
 
-def _wrap(layers: Sequence[Sequence[str]], size: dict[str, tuple[float, float]]) -> list[range]:
-    """Ranges of layers that are a row each: cut between two layers of one box each, where a row would get too wide."""
+def _wrap(layers: Sequence[Sequence[str]], size: dict[str, tuple[float, float]], values: set[str]) -> list[range]:
+    """Ranges of layers that are a row each, where all would get too wide: cut where one box, or one of the `values`, stands alone."""
     widths = [max((size[name][0] for name in layer), default=0.0) + GAP_X for layer in layers]
-    cuts = [i for i in range(1, len(layers)) if len(layers[i - 1]) == len(layers[i]) == 1] + [len(layers)]
+    alone = [len(layer) == 1 for layer in layers]
+    # where a row may end (behind its last layer) and the next begin: a value between branches stands in both
+    cuts = [(i, i) if alone[i - 1] else (i + 1, i) for i in range(1, len(layers)) if alone[i] and (alone[i - 1] or layers[i][0] in values)]
 
     def rows(most: float) -> list[range]:
-        found, start, last = [], 0, 0
-        for cut in cuts:
-            if sum(widths[start:cut]) > most and last > start:
-                found.append(range(start, last))
-                start = last
-            last = cut
+        found, start, last = [], 0, (0, 0)
+        for end, begin in [*cuts, (len(layers), 0)]:
+            if sum(widths[start:end]) > most and last[0] > start + 1:
+                found.append(range(start, last[0]))
+                start = last[1]
+            last = end, begin
         return [*found, range(start, len(layers))]
 
     number = len(rows(WIDEST))
@@ -602,7 +610,7 @@ def _paths(graph: Graph, edges: Sequence[tuple[str, str]], at: dict[str, Spot]) 
         elif target in graph.boxes and target in at and source not in at:
             spot = at[target]
             found.append([(spot.left - GAP_X / 2, spot.y), (spot.x - spot.width / 2, spot.y)])
-    return found
+    return [points for i, points in enumerate(found) if points not in found[:i]]
 
 
 def draw(chart: Chart, path: Path) -> None:
