@@ -26,6 +26,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
     "Hardware-aware neural architecture search: measure a device, search, and get a Pareto front of trained models as ONNX, "
     "each measured on that device and inside the budget."
 ))  # fmt: skip
+space_app = typer.Typer(no_args_is_help=True, help="Look at search spaces (`hwnas spaces` lists them).")
+app.add_typer(space_app, name="space")
 table_app = typer.Typer(no_args_is_help=True, help="Look at lookup tables and check them.")
 app.add_typer(table_app, name="table")
 
@@ -72,6 +74,37 @@ def devices(as_json: Json = False) -> None:
 def spaces(as_json: Json = False) -> None:
     """List the search spaces."""
     _plugins("spaces", as_json)
+
+
+@space_app.command(name="show")
+def space_show(
+    name: Annotated[str, typer.Argument(help="A space's name from `hwnas spaces`.")],
+    options_: Annotated[
+        list[str] | None, typer.Argument(help="The space's options, e.g. cells=1 width=8", metavar="[OPTION=VALUE]...")
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="Draw this architecture's network, e.g. 0,3,1, and not all candidates.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, .png or .svg [default: NAME_space.png in the current folder].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a search space: all its candidates, or the network of one architecture."""
+    import yaml
+
+    from hwnas.space import load_space
+    from hwnas.space_chart import draw, load_chart
+
+    given = {}
+    for text in options_ or ():
+        key, is_, value = text.partition("=")
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            is_ = ""
+        if not is_:
+            raise ConfigError(f"an option of a space must look like width=8, but got {text!r}")
+    space = load_space(name, given)
+    path = out or Path(f"{name}_space.png")
+    draw(load_chart(space, None if arch is None else space.parse(arch)), path)
+    typer.echo(json.dumps({"files": [str(path)]}) if as_json else str(path))
 
 
 @app.command()

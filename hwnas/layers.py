@@ -152,6 +152,20 @@ def conv_bn(op: OpSpec) -> nn.Module:
     return nn.Sequential(conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation), nn.BatchNorm2d(op.c_out))
 
 
+@operator("conv")
+def plain_conv(op: OpSpec) -> nn.Module:
+    """A convolution alone."""
+    return conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation)
+
+
+@operator("batch_norm")
+def batch_norm(op: OpSpec) -> nn.Module:
+    """BatchNorm alone, behind a sum or a concatenation."""
+    if (op.c_in, op.stride) != (op.c_out, 1):
+        raise SpaceError(f"{op} must keep its shape to be a BatchNorm")
+    return nn.BatchNorm2d(op.c_out)
+
+
 @operator("relu")
 def relu(op: OpSpec) -> nn.Module:
     """ReLU as an operator of its own, where several operators read it."""
@@ -217,17 +231,19 @@ def sep_conv(op: OpSpec) -> nn.Module:
 
 
 class FactorizedReduce(nn.Module):
-    """Half the map: two 1x1 convolutions of stride 2, the second a pixel further on, their channels together, and BatchNorm."""
+    """Half the map: two 1x1 convolutions of stride 2 with BatchNorm, the second a pixel further on, their channels together.
+
+    BatchNorm stands before the concatenation, where it becomes part of its convolution; behind it, it would compute the same.
+    """
 
     def __init__(self, c_in: int, c_out: int, height: int, width: int) -> None:
         super().__init__()
-        self.left = conv(c_in, c_out // 2, 1, 2)
-        self.right = nn.Sequential(Crop(height, width), conv(c_in, c_out - c_out // 2, 1, 2))
-        self.norm = nn.BatchNorm2d(c_out)
+        left, right = c_out // 2, c_out - c_out // 2
+        self.left = nn.Sequential(conv(c_in, left, 1, 2), nn.BatchNorm2d(left))
+        self.right = nn.Sequential(Crop(height, width), conv(c_in, right, 1, 2), nn.BatchNorm2d(right))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(torch.cat((self.left(x), self.right(x)), 1))
-        return out
+        return torch.cat((self.left(x), self.right(x)), 1)
 
 
 @operator("factorized_reduce")
