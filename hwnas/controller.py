@@ -314,7 +314,8 @@ def scalarisations(alphas: Sequence[float], measured: bool, costs: int) -> Float
         return torch.ones(1, 1)
     shares = torch.eye(costs) if costs == 1 else torch.cat([torch.eye(costs), torch.full((1, costs), 1 / costs)])
     rows = [torch.cat([torch.tensor([alpha]), (1 - alpha) * share]) for alpha in (alphas if measured else [0.0]) for share in shares]
-    return torch.unique(torch.stack(rows), dim=0)
+    found: Tensor = torch.unique(torch.stack(rows), dim=0)
+    return found
 
 
 def scalarised(weights: Float[Tensor, "n weight"], quality: Float[Tensor, " n"], costs: Float[Tensor, "n cost"]) -> Float[Tensor, " n"]:
@@ -520,14 +521,15 @@ class ControllerSearcher(Searcher):
         entropy = reading.entropy.sum() / len(archs) / (math.log(self.problem.space.size) or 1.0)
         self.log = {"entropy": float(entropy.detach()), "feasible": float((excess == 0).float().mean())}
         surprise = rewards - self.free_baseline.update(rewards.mean(1))
-        return reinforce(reading.log_prob.view(self.contexts, -1), surprise) - self.learning.entropy * entropy
+        loss: Tensor = reinforce(reading.log_prob.view(self.contexts, -1), surprise) - self.learning.entropy * entropy
+        return loss
 
     def save(self) -> State:
         """Controller, Adam, baselines, and all that was told."""
         tensors = {
             **{f"controller.{name}": value for name, value in self.controller.state_dict().items()},
             **optimizer_tensors("adam", self.optimizer),
-            "archs": self.archs, "losses": self.losses, "drawn_with": self.drawn_with,
+            "weights": self.weights, "archs": self.archs, "losses": self.losses, "drawn_with": self.drawn_with,
             "told_baseline": self.told_baseline.value, "free_baseline": self.free_baseline.value,
         }  # fmt: skip
         return tensors, {"controller": asdict(self.controller.form)}
