@@ -24,7 +24,7 @@ from torch.nn import functional
 from hwnas.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
 from hwnas.cost import Cost, choice_mask
 from hwnas.data import batches
-from hwnas.errors import ConfigError, nearest
+from hwnas.errors import ConfigError
 from hwnas.evaluate import SharedWeights
 from hwnas.searcher import Problem, Searcher, State
 from hwnas.space import Architecture
@@ -227,9 +227,7 @@ class SNAS(Searcher):
         self.temperature, self.temperature_min = temperature, temperature_min
         self.warm_start = warm_start
         self.estimator = estimator
-        self.resource = resource or _first_cost(problem)
-        if self.resource not in problem.costs:
-            raise ConfigError(f"nothing gives the resource {self.resource!r}; {nearest(self.resource, problem.costs)}")
+        self.resource = problem.resource(resource)
         self.cost = problem.costs[self.resource]
         if not problem.space.expectable:
             raise ConfigError(
@@ -416,10 +414,3 @@ class SNAS(Searcher):
         """Those that keep the budgets, looked at 256 at a time, which is much faster than one by one."""
         while some := list(islice(archs, 256)):
             yield from (arch for arch, keeps in zip(some, self.problem.feasible(some), strict=True) if keeps)
-
-
-def _first_cost(problem: Problem) -> str:
-    for name in [*(objective.name for objective in problem.objectives), *problem.budgets]:
-        if name in problem.costs:
-            return name
-    raise ConfigError(f"snas needs a resource: none of the objectives is a cost; set resource to one of {', '.join(sorted(problem.costs))}")
