@@ -225,6 +225,28 @@ def verify(
 
 
 @app.command()
+def explain(run: RunArgument, as_json: Json = False) -> None:
+    """Show what the states of a run's controller know of the architectures it writes (searchers enas and monas)."""
+    from hwnas.explain import explain_run
+
+    found = explain_run(_open_run(run))
+    if as_json:
+        typer.echo(json.dumps([one.plain() for one in found], indent=1))
+        return
+    for one in found:
+        typer.echo(f"reward with weights {', '.join(f'{weight:g}' for weight in one.weights)}: policy entropy {one.entropy:.0%} of uniform")
+        for name, known in one.correlations.items():
+            said = f"rho {known.rho:+.3f}, p {known.p_value:.3f}" if known else "the same for all pairs"
+            typer.echo(f"  distance of states and of {name:6} {said}")
+        typer.echo(f"  equal choices after the same state {one.within:.0%}, after different states {one.between:.0%}")
+        for slot in one.slots:
+            typer.echo(
+                f"  {slot.slot:24} entropy {slot.entropy:4.0%}   takes {slot.history_bits:.3f} bits from the choices before   "
+                f"probe {slot.probe:4.0%}, majority {slot.majority:4.0%}"
+            )
+
+
+@app.command()
 def report(run: RunArgument, as_json: Json = False) -> None:
     """Draw front.png and write the self-contained report.html into the run's folder."""
     from hwnas.front import report_run
