@@ -199,6 +199,9 @@ RULES: dict[str, Rule] = {
     "Concat": lambda reader, node, options: reader.call(torch.cat, reader.inputs(node), options["axis"]),
     "Conv": _conv,
     "Flatten": _flatten,
+    "Gather": lambda reader, node, options: reader.call(
+        torch.index_select, reader.value(node.input[0]), options.get("axis", 0), reader.value(node.input[1])
+    ),
     "Gemm": _gemm,
     "GlobalAveragePool": lambda reader, node, options: reader.call(functional.adaptive_avg_pool2d, *reader.inputs(node), 1),
     "HardSigmoid": _hard_sigmoid,

@@ -19,10 +19,10 @@ from onnx import TensorProto, helper
 from torch import fx, nn
 
 from hwnas.errors import SpaceError
-from hwnas.layers import ChannelShuffle
+from hwnas.layers import ChannelShuffle, Concat, ChannelIndex, finished
 
 OPSET = 18
-Rule = Callable[["Graph", Any, str], str]
+Rule = Callable[..., str]
 
 
 class Graph:
@@ -118,6 +118,15 @@ def _channel_shuffle(graph: Graph, layer: ChannelShuffle, x: str) -> str:
     return graph.add("Reshape", [dealt, graph.constant(np.array([0, *layer.shape]))])
 
 
+def _select(graph: Graph, channels: NDArray[Any], x: str) -> str:
+    return graph.add("Gather", [x, graph.constant(channels)], axis=1)
+
+
+def _concat(graph: Graph, layer: Concat, *parts: str) -> str:
+    """On its own, as operators are measured, one that copies as much: all channels are selected."""
+    return graph.add("Concat", list(parts), axis=1) if len(parts) > 1 else _select(graph, np.arange(layer.channels), parts[0])
+
+
 RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
     nn.BatchNorm2d: _batch_norm,
@@ -130,6 +139,8 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Hardswish: lambda graph, layer, x: graph.add("HardSwish", [x]),
     nn.Hardsigmoid: lambda graph, layer, x: graph.add("HardSigmoid", [x], alpha=1 / 6, beta=0.5),
     ChannelShuffle: _channel_shuffle,
+    Concat: _concat,
+    ChannelIndex: lambda graph, layer, x: _select(graph, np.random.default_rng(0).permutation(layer.index.numel()), x),
     nn.Identity: lambda graph, layer, x: x,
 }
 """How each kind of torch layer is written; a space with a layer of its own adds its rule here."""
@@ -153,7 +164,7 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
     Raises:
         SpaceError: the module holds a layer that `RULES` has no rule for, or does something that is neither a layer nor a sum or product.
     """
-    module.eval()
+    module = finished(module).eval()
     if out_shape is None:
         device = next((parameter.device for parameter in module.parameters()), torch.device("meta"))
         with torch.no_grad():
@@ -171,7 +182,7 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
             layer = layers[str(node.target)]
             if type(layer) not in RULES:
                 raise SpaceError(f"quick_onnx.RULES has no rule for {type(layer).__name__}; add one beside the operator's builder")
-            names[node] = RULES[type(layer)](graph, layer, names[node.args[0]])
+            names[node] = RULES[type(layer)](graph, layer, *(names[argument] for argument in node.args))
         elif node.op == "call_function" and node.target in FUNCTIONS and all(argument in names for argument in node.args):
             names[node] = graph.add(FUNCTIONS[node.target], [names[argument] for argument in node.args])
         elif node.op == "output":
