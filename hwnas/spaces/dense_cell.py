@@ -13,6 +13,7 @@ stages is 3x3 average pooling of stride 2; the stem gives twice the first growth
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -21,7 +22,7 @@ from torch import nn
 from hwnas.errors import ConfigError
 from hwnas.layers import conv, operator
 from hwnas.op import OpSpec
-from hwnas.space import SearchSpace, Site, Slot
+from hwnas.space import Architecture, SearchSpace, Site, Slot
 
 GROUPS = 4
 WIDER = 4
@@ -73,6 +74,7 @@ class DenseCell(SearchSpace):
     """Cells of up to `length` layers, `depths` of them a stage; the growths are multiples of four."""
 
     small: ClassVar[dict[str, Any]] = {"input_size": 16, "depths": [1, 1, 1], "growths": [4, 4, 8]}
+    shortest = 2
 
     def __init__(
         self,
@@ -106,6 +108,15 @@ class DenseCell(SearchSpace):
                 node = cell
         sites.append(Site(OpSpec("bn_relu_classifier", width, classes, side, side, stride=side), (node,), "output"))
         super().__init__((channels, input_size, input_size), classes, slots, tuple(sites))
+
+    @cached_property
+    def rest(self) -> Architecture:
+        """`end` wherever a cell may end."""
+        return tuple(slot.choices.index(END) if END in slot.choices else 0 for slot in self.slots)
+
+    def extensions(self, prefix: Architecture) -> list[Architecture]:
+        """The cells that are longer by one layer: 3 or 6 times as many."""
+        return [(*prefix, choice) for choice in range(len(_layer(len(prefix))))]
 
 
 def _layer(layer: int) -> dict[str, Build]:
