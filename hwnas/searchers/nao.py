@@ -27,7 +27,7 @@ from hwnas.space import Architecture
 from hwnas.surrogates import EncoderPredictorDecoder, Vocabulary, fit, own_randomness, scaled
 
 Positive = Annotated[int, Field(ge=1)]
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1e-2
 WEIGHT_DECAY = 1e-4
 
 
