@@ -16,15 +16,27 @@ from hwnas.config import tables_root
 from hwnas.device import Device, digest
 from hwnas.errors import BudgetError, ConfigError, ExportError, nearest
 from hwnas.evaluate import MEASURED, Objective
-from hwnas.export import Facts, Measured, complete, describe, finish_member, load_exporter, measure_members, replace_file, write_model
+from hwnas.export import (
+    Facts,
+    Measured,
+    complete,
+    describe,
+    finish_member,
+    load_exporter,
+    measure_members,
+    quantiser,
+    replace_file,
+    write_model,
+)
 from hwnas.measure import Progress, Protocol, silent
 from hwnas.pareto import hypervolume, nondominated, reference_point
 from hwnas.profile import DeviceTables, fingerprint, paper_costs, source_of
 from hwnas.report import draw_png, front_data, write_html
 from hwnas.run import Run
-from hwnas.search import Member, load_member, read_members
+from hwnas.search import TABULAR, Member, load_member, read_members
 from hwnas.table import Source
 from hwnas.train import evaluate_accuracy
+from hwnas.verify import runtime_accuracy
 
 LATENCY = "latency_ms"
 RECORD = "export.json"
@@ -60,6 +72,8 @@ def export_run(
         ExportError: a model cannot be written.
     """
     experiment = run.experiment
+    if experiment.evaluator.name == TABULAR or experiment.data is None:
+        raise ExportError(f"{run.folder} was searched on a benchmark's file: nothing was trained, so there is nothing to export")
     device, space = experiment.load_device(), experiment.load_space()
     members = read_members(run)
     costs = dict.fromkeys((*paper_costs(space, device), "energy_mj"))
@@ -75,13 +89,13 @@ def export_run(
     if _is_whole(folder, members, limits, here):
         return folder
     exporter = load_exporter(experiment.exporter, device)
-    written = []
+    data = experiment.load_data()
+    quantised = quantiser(device, data)
+    models = {}
     for number, member in enumerate(members):
         progress("export", number, len(members))
-        write_model(folder / member.name, load_member(run, space, member), exporter)
-        written.append(member.name)
+        models[member.name] = write_model(folder / member.name, load_member(run, space, member), exporter, quantised)
     progress("export", len(members), len(members))
-    models = {name: folder / name / "model.onnx" for name in written}
     level = DeviceTables(tables_root(tables), device, here).reference_ms(space)
     found = measure_members(models, device, journal=folder / "latency.journal", level_ms=level, progress=progress)
     measured = {name: {LATENCY: Measured.of(timing, found.reference_ms)} for name, timing in found.timings.items()}
@@ -99,13 +113,14 @@ def export_run(
         for m, good in zip(kept, best_rows, strict=True)
         if not good
     }
-    data = experiment.load_data()
     for member in members:
         if member.name in left_out:
             shutil.rmtree(folder / member.name, ignore_errors=True)
             continue
         network = load_member(run, space, member)
         values = member.values | {"test_accuracy": evaluate_accuracy(network, data, data.test).accuracy}
+        if quantised is not None:
+            values |= {"fp32_test_accuracy": values["test_accuracy"], "test_accuracy": runtime_accuracy(models[member.name], data)}
         facts = describe(
             network, data, device, found.fingerprint, hwnas_version=__version__, experiment=experiment.name, data_section=experiment.data,
             exporter=experiment.exporter, values=values, predicted=member.predicted, budgets=limits,
@@ -134,16 +149,17 @@ def report_run(run: Run, out: Path | None = None) -> list[Path]:
             "name": experiment.name,
             "seed": str(experiment.seed),
             "space": experiment.space.name,
-            "data": experiment.data.name,
+            "data": "none" if experiment.data is None else experiment.data.name,
             "searcher": experiment.searcher.name,
             "evaluator": experiment.evaluator.name,
-            "energy": _energy_text(experiment.load_device()),
             "trials": str(len(trials)),
         }
     }
-    if found["basis"] != "predicted":
-        facts["Device and runtime"] = {"device": experiment.device, **read_export(out or run.folder / "export").fingerprint}
-    facts["Measuring protocol"] = Protocol().as_text()
+    if found["basis"] != "tabulated":
+        facts["Experiment"]["energy"] = _energy_text(experiment.load_device())
+        if found["basis"] != "predicted":
+            facts["Device and runtime"] = {"device": experiment.device, **read_export(out or run.folder / "export").fingerprint}
+        facts["Measuring protocol"] = Protocol().as_text()
     data = front_data(found, trials, objectives, found["budgets"], facts, title=experiment.name, subtitle=experiment.description)
     paths = [run.folder / "front.png", run.folder / "report.html"]
     draw_png(data, paths[0])
@@ -168,9 +184,10 @@ def read_export(folder: Path) -> Exported:
 def front_of(run: Run, out: Path | None = None) -> dict[str, Any]:
     """The run's front as plain data, the fastest member first.
 
-    Keys: `objectives`, `basis` ("measured" after an export, "modelled" if the device computes times, else "predicted": they
-    never mix, and what a modelled device says of a member stands in the export's record only), `reference_point`,
-    `hypervolume`, `budgets`, `members` (each with `name`, `arch`, `values`, `predicted`, `measured`, `files`), `left_out`.
+    Keys: `objectives`, `basis` ("measured" after an export, "modelled" if the device computes times, "tabulated" where a benchmark's
+    file was searched, else "predicted": they never mix, and what a modelled device says of a member stands in the export's record
+    only), `reference_point`, `hypervolume`, `budgets`, `members` (each with `name`, `arch`, `values`, `predicted`, `measured`,
+    `files`), `left_out`.
 
     Raises:
         RunError: the run has no trained members yet.
@@ -182,7 +199,7 @@ def front_of(run: Run, out: Path | None = None) -> dict[str, Any]:
     facts: dict[str, Facts] = {}
     budgets = dict(run.experiment.budgets)
     objectives = _objectives(run, members[0].predicted)
-    basis: Source | Literal["predicted"] = "predicted"
+    basis: Source | Literal["predicted", "tabulated"] = "tabulated" if run.experiment.evaluator.name == TABULAR else "predicted"
     if (folder / RECORD).exists():
         record = read_export(folder)
         basis = source_of(record.fingerprint)

@@ -186,6 +186,29 @@ def _gemm(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
     return reader.call(functional.linear, *reader.inputs(node))
 
 
+def _gather(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    index = reader.buffer(torch.tensor(reader.constant(node, 1)))
+    return reader.call(torch.index_select, reader.value(node.input[0]), options.get("axis", 0), index)
+
+
+def _slice(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    starts, ends, axes = (reader.constant(node, position) for position in (1, 2, 3))
+    steps = reader.constant(node, 4, [1] * len(starts))
+    if axes is None or any(axis < 0 for axis in axes):
+        raise DeviceError(f"torch has no translation of a Slice that does not name its axes from the front: {axes}")
+    parts = dict(zip(axes, map(slice, starts, ends, steps), strict=True))
+    return reader.call(operator.getitem, reader.value(node.input[0]), tuple(parts.get(i, slice(None)) for i in range(max(axes) + 1)))
+
+
+def _pad(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    """Of maps: the pads in front of and behind each of four axes, of which the first two have none."""
+    pads, mode = reader.constant(node, 1), options.get("mode", b"constant").decode()
+    if mode not in ("constant", "edge") or len(pads) != 8 or any(pads[i] for i in (0, 1, 4, 5)) or reader.constant(node, 2, 0.0):
+        raise DeviceError(f"torch has no translation of a Pad that does more than widen maps by zeros or by their edge: {pads}, {mode}")
+    sides = (pads[3], pads[7], pads[2], pads[6])
+    return reader.call(functional.pad, reader.value(node.input[0]), sides, mode={"edge": "replicate"}.get(mode, mode))
+
+
 def _hard_sigmoid(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
     scaled = reader.call(operator.mul, reader.value(node.input[0]), options.get("alpha", 0.2))
     return reader.call(torch.clamp, reader.call(operator.add, scaled, options.get("beta", 0.5)), 0.0, 1.0)
@@ -199,9 +222,7 @@ RULES: dict[str, Rule] = {
     "Concat": lambda reader, node, options: reader.call(torch.cat, reader.inputs(node), options["axis"]),
     "Conv": _conv,
     "Flatten": _flatten,
-    "Gather": lambda reader, node, options: reader.call(
-        torch.index_select, reader.value(node.input[0]), options.get("axis", 0), reader.value(node.input[1])
-    ),
+    "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda reader, node, options: reader.call(functional.adaptive_avg_pool2d, *reader.inputs(node), 1),
     "HardSigmoid": _hard_sigmoid,
@@ -210,10 +231,12 @@ RULES: dict[str, Rule] = {
     "MatMul": _direct(torch.matmul),
     "MaxPool": _max_pool,
     "Mul": _direct(operator.mul),
+    "Pad": _pad,
     "ReduceMean": _reduce_mean,
     "Relu": _direct(functional.relu),
     "Reshape": _reshape,
     "Transpose": _transpose,
     "Sigmoid": _direct(torch.sigmoid),
+    "Slice": _slice,
 }
 """How each kind of ONNX node is written in torch."""

@@ -66,6 +66,7 @@ CASES: dict[str, list[bytes]] = {
         single("Conv", normal(8, 4, 1, 3), pads=[0, 1, 0, 1]),
     ],
     "Flatten": [single("Flatten"), single("Flatten", axis=1)],
+    "Gather": [single("Gather", np.array([2, 0, 2, 3]), axis=1), single("Gather", np.array([1, 0]))],
     "Gemm": [single("Gemm", normal(5, 4), normal(5), transB=1, shape=(2, 4)), single("Gemm", normal(5, 4), transB=1, shape=(2, 4))],
     "GlobalAveragePool": [single("GlobalAveragePool")],
     "HardSigmoid": [single("HardSigmoid"), single("HardSigmoid", alpha=1 / 6, beta=0.4)],
@@ -77,10 +78,18 @@ CASES: dict[str, list[bytes]] = {
         single("MaxPool", kernel_shape=[2, 2], ceil_mode=1),
     ],
     "Mul": [single("Mul", normal(2, 4, 1, 1))],
+    "Pad": [
+        single("Pad", np.array([0, 0, 1, 0, 0, 0, 2, 3]), mode="constant"),
+        single("Pad", np.array([0, 0, 0, 0, 0, 0, 1, 1]), mode="edge"),
+    ],
     "ReduceMean": [single("ReduceMean", np.array([2, 3])), single("ReduceMean", np.array([1]), keepdims=0)],
     "Relu": [single("Relu")],
     "Reshape": [single("Reshape", np.array([2, -1])), single("Reshape", np.array([0, 0, 36]))],
     "Sigmoid": [single("Sigmoid")],
+    "Slice": [
+        single("Slice", np.array([1, 1]), np.array([2**63 - 1, 5]), np.array([2, 3])),
+        single("Slice", np.array([3]), np.array([-1]), np.array([3]), np.array([2])),
+    ],
     "Transpose": [single("Transpose", perm=[0, 2, 1, 3])],
 }
 
@@ -135,6 +144,9 @@ def test_not_where_another_node_reads_the_convolution() -> None:
         (single("Conv", normal(8, 4, 3), shape=(2, 4, 6), pads=[1, 1]), "Conv whose pads"),
         (single("Gemm", normal(4, 5), shape=(2, 4)), "Gemm that is no linear layer"),
         (single("Flatten", axis=2), "Flatten of axis 2"),
+        (single("Slice", np.array([1]), np.array([2])), "Slice that does not name its axes"),
+        (single("Pad", np.array([0, 0, 1, 0, 0, 0, 1, 0]), mode="reflect"), "Pad that does more than widen maps"),
+        (single("Pad", np.array([0, 0, 1, 0, 0, 0, 1, 0]), np.float32(1)), "Pad that does more than widen maps"),
         (single("Transpose"), "Transpose without perm"),
         (b"garbage", "damaged or no ONNX model"),
     ],

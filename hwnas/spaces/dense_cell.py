@@ -1,9 +1,9 @@
 """DPP-Net's space: densely connected cells, each a chain of normalisations and convolutions in turn (arXiv 1806.08198).
 
 All cells share their decisions. A cell reads all features so far and adds `growth` channels to them; between stages the
-features are pooled and the growth changes. A cell begins with a normalisation and has two to `length` layers: `end` in
-place of a layer ends it there, so that the cells of a progressive search are networks like any other. Of length 2, 3 and
-4 there are 18, 54 and 324 (18 of the 54 are those of length 2 with an identity behind). At full size: `depths=[14,14,14] growths=[8,16,32]`.
+features are pooled and the growth changes. A cell begins with a normalisation and has two to `length` layers: `end` in place
+of a layer ends it there, so that the cells of a progressive search are networks like any other. Of length 2, 3 and 4 there
+are 18, 54 and 324 (18 of the 54 are those of length 2 with an identity behind). At full size: `depths=[14,14,14]`.
 
 The publication leaves open, and is decided here: every convolution but a cell's last gives 4 x growth channels, the last
 one growth; groups are four; a depthwise convolution is followed by a 1x1 convolution, which sets the width; pooling between

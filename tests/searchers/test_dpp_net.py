@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def error(space: SearchSpace, arch: Architecture) -> float:
     """Layers help, the second convolution less than the first, and a ReLU before a 3x3 convolution more."""
     named = labels(space, arch)
     quality = sum(WORTH[label] * 0.8 ** (i // 2) for i, label in enumerate(named))
-    quality += sum(0.3 for a, b in zip(named, named[1:], strict=False) if a == "bn_relu" and b.startswith("3x3"))
+    quality += sum(0.3 for a, b in pairwise(named) if a == "bn_relu" and b.startswith("3x3"))
     return 1 - quality / 5
 
 
@@ -119,7 +120,9 @@ def chain(slots: int = 5, choices: int = 4) -> tuple[SearchSpace, NDArray[np.flo
     sites = [Site(OpSpec("conv_bn", 1, 4, 8, 8), ("input",), "n0")]
     for i in range(slots):
         for choice in range(choices):
-            sites.append(Site(OpSpec("conv_bn", 4, 4, 8, 8, kernel=2 * choice + 1, dilation=i + 1), (f"n{i}",), f"n{i + 1}", ((i, choice),)))
+            sites.append(
+                Site(OpSpec("conv_bn", 4, 4, 8, 8, kernel=2 * choice + 1, dilation=i + 1), (f"n{i}",), f"n{i + 1}", ((i, choice),))
+            )
     sites.append(Site(OpSpec("classifier", 4, 2, 8, 8, stride=8), (f"n{slots}",), "output"))
     named = tuple(Slot(f"conv{i}", tuple(f"k{2 * choice + 1}" for choice in range(choices))) for i in range(slots))
     return SearchSpace((1, 8, 8), 2, named, tuple(sites), name="chain"), worth, price
@@ -133,7 +136,9 @@ def test_a_perfect_surrogate_finds_the_true_front_of_an_additive_toy(monkeypatch
     def true_error(archs: NDArray[np.int64]) -> NDArray[np.float64]:
         return 1 - worth[slots, archs].sum(1) / 5
 
-    costs = CostModel(space, lambda op: price[op.dilation - 1, (op.kernel - 1) // 2] if op.c_in == 4 == op.c_out else 0.0, metric="latency_ms")
+    costs = CostModel(
+        space, lambda op: price[op.dilation - 1, (op.kernel - 1) // 2] if op.c_in == 4 == op.c_out else 0.0, metric="latency_ms"
+    )
     task = Problem(space, OBJECTIVES, {"latency_ms": costs})
     values = np.stack([true_error(every), costs.of(list(space.all())).numpy()], 1)
     front = {tuple(arch) for arch in every[pareto.nondominated(values)].tolist()}
@@ -142,9 +147,11 @@ def test_a_perfect_surrogate_finds_the_true_front_of_an_additive_toy(monkeypatch
     def found(keep: int) -> set[Architecture]:
         searcher = make(task, keep=keep, steps=1, margin=0.0)
         asked: set[Architecture] = set()
-        while not searcher._prefixes or len(searcher._prefixes[0]) < 5 or searcher._queue and not set(searcher._queue) <= asked:
+        while not searcher._prefixes or len(searcher._prefixes[0]) < 5 or not set(searcher._queue) <= asked:
             archs = searcher.ask(11)
-            searcher.tell([Trial(0, a, {"error": float(true_error(np.array([a]))[0]), "latency_ms": float(costs.of([a])[0])}) for a in archs])
+            searcher.tell(
+                [Trial(0, a, {"error": float(true_error(np.array([a]))[0]), "latency_ms": float(costs.of([a])[0])}) for a in archs]
+            )
             asked |= set(archs)
         return asked
 
@@ -154,7 +161,6 @@ def test_a_perfect_surrogate_finds_the_true_front_of_an_additive_toy(monkeypatch
 
 def rank_correlation(task: Problem, length: int, seed: int) -> float:
     """Spearman of the surrogate, fitted on cells of up to `length` layers, with the truth on those of one more."""
-    space = task.space
     seen = [trial for number in range(2, length + 1) for trial in whole(task, number)]
     wanted = whole(task, length + 1)
     searcher = make(task, seed, steps=60)

@@ -30,7 +30,9 @@ def space() -> SearchSpace:
     sites = [Site(OpSpec("conv_bn", 1, 4, 8, 8), ("input",), "n0")]
     for i in range(SLOTS):
         for choice in range(CHOICES):
-            sites.append(Site(OpSpec("conv_bn", 4, 4, 8, 8, kernel=2 * choice + 1, dilation=i + 1), (f"n{i}",), f"n{i + 1}", ((i, choice),)))
+            sites.append(
+                Site(OpSpec("conv_bn", 4, 4, 8, 8, kernel=2 * choice + 1, dilation=i + 1), (f"n{i}",), f"n{i + 1}", ((i, choice),))
+            )
     sites.append(Site(OpSpec("classifier", 4, 2, 8, 8, stride=8), (f"n{SLOTS}",), "output"))
     named = tuple(Slot(f"conv{i}", tuple(f"k{2 * choice + 1}" for choice in range(CHOICES))) for i in range(SLOTS))
     return SearchSpace((1, 8, 8), 2, named, tuple(sites), name="chain")

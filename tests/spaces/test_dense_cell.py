@@ -90,7 +90,9 @@ def test_its_exported_network_holds_no_dense_weights(space: SearchSpace) -> None
     assert any(isinstance(module, layers.Scheduled) for module in network.modules())
 
 
-@pytest.mark.parametrize(("options", "says"), [({"growths": [8]}, "one growth a stage"), ({"depths": [1], "growths": [6]}, "multiple of 4")])
+@pytest.mark.parametrize(
+    ("options", "says"), [({"growths": [8]}, "one growth a stage"), ({"depths": [1], "growths": [6]}, "multiple of 4")]
+)
 def test_bad_options(options: dict[str, list[int]], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load_space("dense_cell", options)
