@@ -54,6 +54,31 @@ def hypervolume_history(values: Floats, reference: Floats) -> Floats:
     return history
 
 
+def crowding(values: Floats) -> Floats:
+    """Crowding distance of each row of a front (n, objective), infinite at its ends (Deb et al., IEEE TEC 6(2), 2002)."""
+    distance = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        ordered = column[order]
+        span = ordered[-1] - ordered[0]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0:
+            distance[order[1:-1]] += (ordered[2:] - ordered[:-2]) / span
+    return distance
+
+
+def best(values: Floats, most: int) -> NDArray[np.int64]:
+    """Indices of at most `most` rows of `values` (n, objective), the best first: front after front, of one front the least crowded."""
+    left = np.arange(len(values))
+    taken: list[int] = []
+    while len(left) and len(taken) < most:
+        mask = moocore.is_nondominated(values[left], keep_weakly=True)
+        front = left[mask]
+        taken += front[np.argsort(-crowding(values[front]), kind="stable")].tolist()
+        left = left[~mask]
+    return np.array(taken[:most], dtype=np.int64)
+
+
 def spread(values: Floats, most: int) -> NDArray[np.int64]:
     """Indices of at most `most` rows of a front (n, objective) that cover it evenly: the ends, then farthest from those taken."""
     if len(values) <= most:

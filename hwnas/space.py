@@ -274,6 +274,40 @@ class SearchSpace:
             self._identities[key] = certificate([site for site, computes in self._resolved(key) if computes], self.input, self.output)
         return self._identities[key]
 
+    swaps: ClassVar[tuple[tuple[tuple[int, int], ...], ...]] = ()
+    """Pairs of slots whose choices, all changed over at once, may leave the network what it is."""
+
+    def twins(self, arch: Architecture) -> list[Architecture]:
+        """Other choices that make the same network, one for each of `swaps` that leaves it what it is."""
+        found = []
+        for pairs in self.swaps:
+            twin = list(arch)
+            for a, b in pairs:
+                twin[a], twin[b] = arch[b], arch[a]
+            if tuple(twin) != arch and self.identity(twin) == self.identity(arch):
+                found.append(tuple(twin))
+        return found
+
+    shortest: ClassVar[int] = 1
+    """Slots of the shortest prefix that a progressive search begins with."""
+
+    @cached_property
+    def rest(self) -> Architecture:
+        """What completes a prefix: of every slot the first choice that does nothing but hand on, else the first."""
+        found = []
+        for slot, number in enumerate(self.num_choices):
+            sites = [[site.op.kind for site in self.sites if (slot, choice) in site.when] for choice in range(number)]
+            found.append(next((choice for choice, kinds in enumerate(sites) if kinds and set(kinds) == {IDENTITY}), 0))
+        return tuple(found)
+
+    def extensions(self, prefix: Architecture) -> list[Architecture]:
+        """The prefixes that are longer by one choice."""
+        return [(*prefix, choice) for choice in range(self.num_choices[len(prefix)])]
+
+    def completed(self, prefix: Architecture) -> Architecture:
+        """The architecture that a prefix stands for."""
+        return (*prefix, *self.rest[len(prefix) :])
+
     @cached_property
     def _identities(self) -> dict[Architecture, bytes]:
         return {}

@@ -21,6 +21,8 @@ checkpoint data train evaluate tabular pareto searcher evolution searchers/* con
 verify doctor transfer table_chart space_chart compare compare_chart report front cli __init__
 checkpoint data train evaluate tabular pareto searcher evolution controller searchers/* config workers run search explain export
 exporters/* verify doctor transfer table_chart compare compare_chart report front cli __init__
+checkpoint data train evaluate tabular pareto surrogates searcher evolution searchers/* config workers run search export exporters/*
+verify doctor transfer table_chart compare compare_chart report front cli __init__
 """.split()  # noqa: SIM905
 """Top to bottom = the order of the data flow. A folder's plug-ins share a line and do not import each other."""
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from hwnas.errors import RunError
-from hwnas.pareto import Floats, gaps, hypervolume, hypervolume_history, nondominated, reference_point, spread
+from hwnas.pareto import Floats, best, crowding, gaps, hypervolume, hypervolume_history, nondominated, reference_point, spread
 
 LEVELS = 5
 
@@ -99,6 +99,22 @@ def test_spread_takes_different_members_and_the_ends(rows: Floats, most: int) ->
 def test_spread_is_even() -> None:
     front: NDArray[np.float64] = np.stack([np.arange(101.0), 100 - np.arange(101.0)], 1)
     assert spread(front, 5).tolist() == [0, 25, 50, 75, 100]
+
+
+def test_the_best_are_whole_fronts_and_of_the_last_the_least_crowded() -> None:
+    front = np.array([[0.0, 4.0], [1.0, 3.0], [1.1, 2.9], [2.0, 2.0], [4.0, 0.0]])
+    rows = np.concatenate([front + 10, front])
+    assert best(rows, 5).tolist()[:2] in ([5, 9], [9, 5])
+    assert set(best(rows, 5).tolist()) == {5, 6, 7, 8, 9}
+    assert set(best(rows, 4).tolist()) == {5, 9, 8, 6}  # 7 is the most crowded: see below
+    assert set(best(rows, 7).tolist()) == {0, 4, 5, 6, 7, 8, 9}
+    assert best(rows[:0], 3).tolist() == []
+
+
+def test_crowding_by_hand() -> None:
+    front = np.array([[0.0, 4.0], [1.0, 3.0], [1.1, 2.9], [2.0, 2.0], [4.0, 0.0]])
+    np.testing.assert_allclose(crowding(front), [np.inf, 0.55, 0.5, 1.45, np.inf])
+    assert crowding(np.ones((3, 2))).tolist() == [np.inf, 0.0, np.inf]
 
 
 def test_no_front_without_a_finite_row() -> None:
