@@ -30,7 +30,8 @@ from hwnas.profile import reference_onnx
 SCHEMA = 1
 """Of the manifest; a change that older readers would misread gets the next number."""
 MODEL, WEIGHTS, MANIFEST = "model.onnx", "weights.safetensors", "manifest.json"
-INPUT, OUTPUT, BATCH_AXIS = "images", "logits", "batch"
+OUTPUT, BATCH_AXIS = "logits", "batch"
+"""The input is called what the space reads: `images` or `tokens`."""
 
 
 @runtime_checkable
@@ -127,7 +128,7 @@ class Facts(_Record):
     preprocessing: dict[str, Any]
     classes: list[str]
     values: dict[str, FiniteFloat]
-    """`error`, `accuracy` and `loss` on the validation part, `test_accuracy` on the test part."""
+    """`error`, `accuracy` and `loss` on the validation part, `test_accuracy` on the test part; of a text also the perplexities."""
     predicted: dict[str, Predicted]
     measured: dict[str, Measured] = {}
     budgets: dict[str, FiniteFloat] = {}

@@ -15,7 +15,7 @@ from hwnas import __version__
 from hwnas.config import tables_root
 from hwnas.device import Device, digest
 from hwnas.errors import BudgetError, ConfigError, ExportError, nearest
-from hwnas.evaluate import MEASURED, Objective
+from hwnas.evaluate import BATCH, MEASURED, Objective
 from hwnas.export import Facts, Measured, complete, describe, finish_member, load_exporter, measure_members, replace_file, write_model
 from hwnas.measure import Progress, Protocol, silent
 from hwnas.pareto import hypervolume, nondominated, reference_point
@@ -105,7 +105,10 @@ def export_run(
             shutil.rmtree(folder / member.name, ignore_errors=True)
             continue
         network = load_member(run, space, member)
-        values = member.values | {"test_accuracy": evaluate_accuracy(network, data, data.test).accuracy}
+        tested = evaluate_accuracy(network, data, data.test, BATCH)
+        values = member.values | {"test_accuracy": tested.accuracy}
+        if data.gives == "tokens":
+            values["test_perplexity"] = tested.perplexity
         facts = describe(
             network, data, device, found.fingerprint, hwnas_version=__version__, experiment=experiment.name, data_section=experiment.data,
             exporter=experiment.exporter, values=values, predicted=member.predicted, budgets=limits,

@@ -22,7 +22,8 @@ from hwnas.errors import SpaceError
 from hwnas.layers import ChannelShuffle
 
 OPSET = 18
-Rule = Callable[["Graph", Any, str], str]
+Rule = Callable[..., str]
+"""Called with the graph, the layer and the names of its inputs; gives the name of its output."""
 
 
 class Graph:
@@ -106,6 +107,11 @@ def _relu6(graph: Graph, layer: nn.ReLU6, x: str) -> str:
     return graph.add("Clip", [x, graph.constant(np.array(0, np.float32)), graph.constant(np.array(6, np.float32))])
 
 
+def _flatten(graph: Graph, layer: nn.Flatten, x: str) -> str:
+    """Behind the batch axis, or behind the channels too."""
+    return graph.add("Flatten", [x]) if layer.start_dim == 1 else graph.add("Reshape", [x, graph.constant(np.array([0, 0, -1]))])
+
+
 def _linear(graph: Graph, layer: nn.Linear, x: str) -> str:
     inputs = [x, graph.weight(*layer.weight.shape)] + ([graph.weight(layer.out_features)] if layer.bias is not None else [])
     return graph.add("Gemm", inputs, transB=1)
@@ -123,10 +129,13 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.BatchNorm2d: _batch_norm,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: lambda graph, layer, x: graph.add("GlobalAveragePool", [x]),
-    nn.Flatten: lambda graph, layer, x: graph.add("Flatten", [x]),
+    nn.Flatten: _flatten,
+    nn.Unflatten: lambda graph, layer, x: graph.add("Reshape", [x, graph.constant(np.array([0, *layer.unflattened_size]))]),
     nn.Linear: _linear,
     nn.ReLU: lambda graph, layer, x: graph.add("Relu", [x]),
     nn.ReLU6: _relu6,
+    nn.Sigmoid: lambda graph, layer, x: graph.add("Sigmoid", [x]),
+    nn.Tanh: lambda graph, layer, x: graph.add("Tanh", [x]),
     nn.Hardswish: lambda graph, layer, x: graph.add("HardSwish", [x]),
     nn.Hardsigmoid: lambda graph, layer, x: graph.add("HardSigmoid", [x], alpha=1 / 6, beta=0.5),
     ChannelShuffle: _channel_shuffle,
@@ -134,7 +143,9 @@ RULES: dict[type[nn.Module], Rule] = {
 }
 """How each kind of torch layer is written; a space with a layer of its own adds its rule here."""
 
-FUNCTIONS: dict[Callable[..., Any], str] = {operator.add: "Add", torch.add: "Add", operator.mul: "Mul", torch.mul: "Mul"}
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    operator.add: "Add", torch.add: "Add", operator.sub: "Sub", operator.mul: "Mul", torch.mul: "Mul",
+}  # fmt: skip
 """What may be done with two tensors outside a layer."""
 
 
@@ -171,7 +182,7 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
             layer = layers[str(node.target)]
             if type(layer) not in RULES:
                 raise SpaceError(f"quick_onnx.RULES has no rule for {type(layer).__name__}; add one beside the operator's builder")
-            names[node] = RULES[type(layer)](graph, layer, names[node.args[0]])
+            names[node] = RULES[type(layer)](graph, layer, *(names[argument] for argument in node.args))
         elif node.op == "call_function" and node.target in FUNCTIONS and all(argument in names for argument in node.args):
             names[node] = graph.add(FUNCTIONS[node.target], [names[argument] for argument in node.args])
         elif node.op == "output":

@@ -65,6 +65,9 @@ class SearchSpace:
     name: str = "unnamed"
     options: dict[str, Any] = field(default_factory=dict)
 
+    reads: ClassVar[str] = "images"
+    """What the networks take, which data must give, and how the input of an exported network is called: `images` or `tokens`."""
+
     small: ClassVar[dict[str, Any]] = {}
     """Options of a tiny version, for tests and trials: few decisions and small images, with everything in it that the space can do."""
 
@@ -97,6 +100,11 @@ class SearchSpace:
     def size(self) -> int:
         """How many assignments of choices to slots there are (dead and duplicate networks included)."""
         return math.prod(self.num_choices)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(classes,), or (classes, steps) where every token of a window has logits of its own."""
+        return (self.classes,) if self.reads == "images" else (self.classes, self.input_shape[1])
 
     @cached_property
     def id(self) -> str:

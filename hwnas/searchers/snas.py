@@ -359,7 +359,8 @@ class SNAS(Searcher):
                 torch.nn.utils.clip_grad_norm_([self.logits], CLIP_LOGITS)
                 for optimizer in self._optimizers.values():
                     optimizer.step()
-                total += torch.stack([loss.detach() * len(labels), (out.argmax(1) == labels).sum(), torch.tensor(len(labels))]).cpu()
+                n = labels.numel()
+                total += torch.stack([loss.detach() * n, (out.argmax(1) == labels).sum(), torch.tensor(n)]).cpu()
         self._epoch += 1
         self._record(eta, temperature, float(total[0] / total[2]), float(total[1] / total[2]))
 
