@@ -25,6 +25,8 @@ MOST_PATTERNS = 1 << 16
 _DENSE = 1 << 20  # entries of the largest table that prices of architectures are looked up in
 _IN_CACHE = 1 << 13  # entries of a table that stays in the first cache level
 _CHUNK = 1 << 14  # architectures looked up at a time
+_REMEMBERED = 1 << 16  # networks whose operators a cost model keeps
+_STARTS, _FEW_STARTS = 16, 3  # of the descent to the cheapest network: by lookup, and where networks are walked one by one
 
 Prices = Mapping[OpSpec, float] | Callable[[OpSpec], float]
 Patterns = np.ndarray[tuple[int, int], np.dtype[np.int64]]
@@ -49,16 +51,17 @@ class CostModel(nn.Module):
 
     That probability is the product of the probabilities of the site's decisions, times the probability that the site
     is alive given them. The latter is exact: choices that wire the network alike are one class, and the presence
-    patterns of the classes are enumerated (NAS-Bench-201: 4^6).
+    patterns of the classes are enumerated (NAS-Bench-201: 4^6). Where they are too many, or the space chooses its sites
+    by a rule, `expects` is False: networks are priced one by one, and soft rows are refused.
 
     Args:
         prices: the price of each of `space.operators()`, in the unit that ends `metric`'s name.
         offset: what every network costs beside its operators (a session's overhead), in the same unit.
         corrections: (slot, choice) what a choice costs beside its operators; not negative, anything in the padding.
+        once: operators that share their weights (tied sites) are paid for once a network: for prices of what is stored.
 
     Raises:
         TableError: a price is missing, negative or not finite.
-        SpaceError: the space has more presence patterns than can be enumerated.
     """
 
     additive = True
@@ -72,9 +75,11 @@ class CostModel(nn.Module):
         offset: float = 0.0,
         corrections: NDArray[np.float64] | None = None,
         uncertainty: Uncertainty | None = None,
+        once: bool = False,
     ) -> None:
         super().__init__()
         self.space = space
+        self.once = once and bool(space.module_of)
         self.metric = metric
         self.offset = float(offset)
         self.uncertainty = uncertainty
@@ -82,14 +87,30 @@ class CostModel(nn.Module):
         price = torch.tensor([_price(prices, op, metric) for op in self.operators], dtype=torch.float64)
         self.price: Tensor
         self.register_buffer("price", price, persistent=False)
-        self._terms = _Terms(space, self.operators)
+        self._terms: _Terms | _Walked
         self.term_price: Tensor
-        self.register_buffer("term_price", self._terms.usage @ price, persistent=False)
+        try:
+            if self.once or not space.expectable:
+                raise SpaceError(f"{space.name} prices its networks one by one; search it with a searcher that prices whole architectures")
+            self._terms = _Terms(space, self.operators)
+            self.register_buffer("term_price", self._terms.usage @ price, persistent=False)
+        except SpaceError as error:
+            self._terms = _Walked(space, self.operators, self.once, str(error))
+            self.register_buffer("term_price", price.clone(), persistent=False)
         self.corrections: Tensor | None
         self.register_buffer("corrections", None if corrections is None else _corrections(space, corrections), persistent=False)
 
+    @property
+    def expects(self) -> bool:
+        """Whether soft rows have an expected cost."""
+        return isinstance(self._terms, _Terms)
+
     def forward(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch"]:
-        """Expected cost under independent choices; exact on one-hot rows. Rows are padded with zeros behind the last choice."""
+        """Expected cost under independent choices; exact on one-hot rows. Rows are padded with zeros behind the last choice.
+
+        Raises:
+            SpaceError: soft rows where `expects` is False.
+        """
         out: Tensor = self._terms.presence(probs) @ self.term_price.to(probs) + self.offset
         if self.corrections is not None:
             out = out + (probs * self.corrections.to(probs)).sum((-1, -2))
@@ -148,6 +169,8 @@ class CostModel(nn.Module):
     def _lookup(self) -> list[tuple[tuple[int, ...], Tensor]] | None:
         """Tables over the joint choices of a few slots each, whose entries add up to the cost; None where one would be too large."""
         space = self.space
+        if isinstance(self._terms, _Walked):
+            return None
         groups = self._terms.by_slots()
         tables = []
         for slots, rows in groups.items():
@@ -171,13 +194,43 @@ class CostModel(nn.Module):
 
     @cached_property
     def _fixed(self) -> float:
+        assert isinstance(self._terms, _Terms)
         return self.offset + float(self.term_price[self._terms.always].sum())
+
+
+class _Walked:
+    """What `_Terms` is where presence cannot be enumerated: every operator is a term, counted network by network, and remembered."""
+
+    def __init__(self, space: SearchSpace, operators: tuple[OpSpec, ...], once: bool, reason: str) -> None:
+        self.space, self.once, self.reason = space, once, reason
+        self._index = {op: i for i, op in enumerate(operators)}
+        self.usage = torch.eye(len(operators), dtype=torch.float64)
+        self._known: dict[Architecture, dict[int, int]] = {}
+
+    def present(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n operator"]:
+        out = torch.zeros(len(archs), len(self._index), dtype=torch.float64)
+        for row, arch in enumerate(map(tuple, archs.tolist())):
+            if arch not in self._known:
+                if len(self._known) >= _REMEMBERED:
+                    self._known.clear()
+                operators = self.space.stored(arch) if self.once else self.space.lower(arch)
+                self._known[arch] = Counter(self._index[op] for op in operators)
+            for column, number in self._known[arch].items():
+                out[row, column] = number
+        return out
+
+    def presence(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch operator"]:
+        if not bool(((probs == 0) | (probs == 1)).all()):
+            raise SpaceError(self.reason)
+        rows = probs.argmax(-1).reshape(-1, len(self.space.slots))
+        return self.present(rows).to(probs).reshape(*probs.shape[:-2], -1)
 
 
 class PeakMemory(nn.Module):
     """`peak_mb` of an architecture behind the interface of a cost model; it is a maximum, so it has no exact expectation."""
 
     additive = False
+    expects = False
     metric = "peak_mb"
     uncertainty = None
 
@@ -225,12 +278,12 @@ def choice_mask(space: SearchSpace) -> Bool[Tensor, "slot choice"]:
 
 
 def cheapest(cost: Cost, space: SearchSpace, seed: int = 0) -> Architecture:
-    """An architecture of least cost among the valid: all of them up to 2^16, else coordinate descent from 16 random starts."""
+    """An architecture of least cost among the valid: all of them up to 2^16, else coordinate descent from random starts."""
     if space.size <= MOST_PATTERNS:
         return _least(cost, space, list(space.all()))[1]
     rng = np.random.default_rng(seed)
     best: tuple[float, Architecture] = (math.inf, ())
-    for _ in range(16):
+    for _ in range(_STARTS if cost.expects else _FEW_STARTS):
         arch = space.random(rng)
         value = math.inf
         while True:

@@ -18,23 +18,27 @@ B = TypeVar("B", bound=Builder)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How operators of one kind are built, and whether a vector (batch, c_out), or one a row (batch, c_out, height), comes out."""
+    """How operators of one kind are built, and whether a vector (batch, c_out), or one a row (batch, c_out, height), comes out.
+
+    Tied to an operator of kind `within` its module is that one's, which does this too.
+    """
 
     build: Builder
     vector: bool
     sequence: bool
+    within: str
 
 
 _KINDS: dict[str, Kind] = {}
 
 
-def operator(kind: str, *, vector: bool = False, sequence: bool = False) -> Callable[[B], B]:
+def operator(kind: str, *, vector: bool = False, sequence: bool = False, within: str = "") -> Callable[[B], B]:
     """Decorator: this function builds operators of that kind. A space file may define kinds of its own with it."""
 
     def register(builder: B) -> B:
         if kind in _KINDS and _KINDS[kind].build.__module__ != builder.__module__:
             raise SpaceError(f"operator kind {kind!r} is built by {_KINDS[kind].build.__module__} already; choose another name")
-        _KINDS[kind] = Kind(builder, vector, sequence)
+        _KINDS[kind] = Kind(builder, vector, sequence, within)
         return builder
 
     return register
@@ -58,6 +62,11 @@ def build(op: OpSpec) -> nn.Module:
         SpaceError: no builder for that kind.
     """
     return _kind(op).build(op)
+
+
+def shares(op: OpSpec, other: OpSpec) -> bool:
+    """Whether the module of `op` can stand in for that of `other`, so that the two may be tied."""
+    return op == other or _kind(other).within == op.kind
 
 
 def output_shape(op: OpSpec) -> tuple[int, ...]:

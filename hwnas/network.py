@@ -19,10 +19,10 @@ def execute(
     modules: nn.ModuleDict,
     images: Float[Tensor, "batch channel height width"],
     weights: Mapping[int, Tensor] | None = None,
-) -> Float[Tensor, "batch classes"]:
+) -> Float[Tensor, "batch classes *steps"]:
     """The value of the output node where exactly the sites `indices` (topological order, none dead) are there.
 
-    `modules` holds a site's operator under `str(index)`; `weights` scales what a site writes (1 where it is None).
+    `modules` holds a site's operator under `str(space.module_index(index))`; `weights` scales what a site writes (1 where it is None).
     A dead input of a site that has others is zeros. What is weightless is computed once for the same value.
 
     Raises:
@@ -41,7 +41,7 @@ def execute(
         elif site.weightless and known in computed:
             out = computed[known]
         else:
-            out = modules[str(i)](*inputs)
+            out = modules[str(space.module_index(i))](*inputs)
             if site.weightless:
                 computed[known] = out
         if weights is not None:
@@ -64,10 +64,11 @@ class Network(nn.Module):
         self.space = space
         self.arch: Architecture = space.check(arch)
         self.indices = space.alive(self.arch)
-        self.sites = nn.ModuleDict({str(i): layers.build(space.sites[i].op) for i in self.indices})
+        held = sorted(set(map(space.module_index, self.indices)))
+        self.sites = nn.ModuleDict({str(i): layers.build(space.sites[i].op) for i in held})
         if generator is not None:
             layers.initialise(self, generator)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes *steps"]:
         """Logits of normalised images."""
         return execute(self.space, self.indices, self.sites, images)

@@ -209,7 +209,7 @@ def paper_costs(space: SearchSpace, device: Device) -> dict[str, Cost]:
     costs: dict[str, Cost] = {}
     if device.energy.source == "modelled" and not device.energy.idle_watts:
         costs["energy_mj"] = CostModel(space, energy_model(device), metric="energy_mj")
-    costs |= {metric: CostModel(space, price, metric=metric) for metric, price in resources.ANALYTIC.items()}
+    costs |= {metric: CostModel(space, price, metric=metric, once=metric == "params") for metric, price in resources.ANALYTIC.items()}
     return {**costs, "peak_mb": PeakMemory(space)}
 
 

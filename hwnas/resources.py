@@ -157,7 +157,7 @@ def peak_mb(space: SearchSpace, arch: Sequence[int]) -> float:
     sites = space.steps(arch)
     last_use = {node: step for step, site in enumerate(sites) for node in site.inputs}
     live = {space.input: prod(space.input_shape)}
-    weights = sum(count(site.op).params for site in sites)
+    weights = sum(count(op).params for op in space.stored(arch))
     peak = 0
     for step, site in enumerate(sites):
         op = site.op

@@ -182,6 +182,9 @@ class Searcher(abc.ABC):
     needs_shared_weights: ClassVar[bool] = False
     """Whether it trains `problem.shared` itself."""
 
+    home: ClassVar[str] = "nasbench201"
+    """A space that it serves, that of its publication where there is one: the tests run it there, and on others that it does not refuse."""
+
     small: ClassVar[dict[str, Any]] = {}
     """Options of a quick version, for tests and trials: few steps, with everything in it that the searcher can do."""
 
@@ -190,8 +193,8 @@ class Searcher(abc.ABC):
         self.rng = rng
         self.log: dict[str, float] = {}
         """What a searcher wants recorded beside its latest trials."""
-        self.asked: dict[tuple[int, ...], Architecture] = {}
-        """Every architecture asked or told so far, by `space.alive`: the identity of its network."""
+        self.asked: dict[bytes, Architecture] = {}
+        """Every architecture asked or told so far, by `space.identity`: isomorphic cells are one network."""
         if self.needs_shared_weights and problem.shared is None:
             raise ConfigError(f"{type(self).__name__} trains a supernet and needs data to train it on; give the experiment a data section")
 
@@ -204,7 +207,7 @@ class Searcher(abc.ABC):
         checked = [self.problem.space.check(arch) for arch in archs]
         assert bool(self.problem.feasible(checked).all()), f"{type(self).__name__} proposed an architecture over budget"
         for arch in checked:
-            network = self.problem.space.alive(arch)
+            network = self.problem.space.identity(arch)
             assert network not in self.asked, f"{type(self).__name__} proposed the network of {arch} twice"
             self.asked[network] = arch
         return checked
@@ -212,7 +215,7 @@ class Searcher(abc.ABC):
     def tell(self, trials: Sequence[Trial]) -> None:
         """Hands over finished trials; those with a value that is not finite teach nothing and are left out."""
         for trial in trials:
-            self.asked.setdefault(self.problem.space.alive(trial.arch), trial.arch)
+            self.asked.setdefault(self.problem.space.identity(trial.arch), trial.arch)
         names = [objective.name for objective in self.problem.objectives]
         self.learn([trial for trial in trials if all(math.isfinite(trial.values.get(name, math.nan)) for name in names)])
 
@@ -228,7 +231,7 @@ class Searcher(abc.ABC):
         self.rng.bit_generator.state = values["rng"]
         self.log = dict(values["log"])
         archs = [tuple(row) for row in tensors["asked"].tolist()]
-        self.asked = {self.problem.space.alive(arch): arch for arch in archs}
+        self.asked = {self.problem.space.identity(arch): arch for arch in archs}
         own = {name: tensor for name, tensor in tensors.items() if name != "asked"}
         self.load(own, {key: value for key, value in values.items() if key not in ("rng", "log")})
 
@@ -248,9 +251,9 @@ class Searcher(abc.ABC):
 
     def unasked(self, candidates: Iterable[Architecture], n: int) -> list[Architecture]:
         """The first `n` candidates that are valid, keep the budgets, and are no network asked before nor each other's."""
-        found: dict[tuple[int, ...], Architecture] = {}
+        found: dict[bytes, Architecture] = {}
         for arch in candidates:
-            network = self.problem.space.alive(arch)
+            network = self.problem.space.identity(arch)
             if network and network not in self.asked and network not in found and bool(self.problem.feasible([arch])[0]):
                 found[network] = arch
                 if len(found) == n:

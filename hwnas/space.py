@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hwnas import plugins
+from hwnas import layers, plugins
 from hwnas.errors import SpaceError
 from hwnas.op import OpSpec
 
@@ -23,6 +23,7 @@ Architecture = tuple[int, ...]
 Decision = tuple[int, int]
 IDENTITY = "identity"
 """The kind of the operator that hands its input on."""
+_REMEMBERED = 1 << 17  # certificates of networks kept at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Site:
 
     A `weightless` operator gives the same for the same input, so a network holds it once for nodes of equal value; it
     hangs on no decision and is the only writer of its node. An operator of kind `identity` hands its input on.
+    Sites with the same `tied` (and the same operator, or see `layers.Kind.within`) share one module: a recurrent cell's steps, a fallback.
     """
 
     op: OpSpec
@@ -46,6 +48,7 @@ class Site:
     output: str
     when: tuple[Decision, ...] = ()
     weightless: bool = False
+    tied: str = ""
 
 
 @dataclass(eq=False)
@@ -71,6 +74,9 @@ class SearchSpace:
     small: ClassVar[dict[str, Any]] = {}
     """Options of a tiny version, for tests and trials: few decisions and small images, with everything in it that the space can do."""
 
+    expectable: ClassVar[bool] = True
+    """False where `chosen` is overridden: a rule that conjunctions cannot state has no expected cost and no mixture to follow."""
+
     def __post_init__(self) -> None:
         written = {self.input}
         for site in self.sites:
@@ -88,6 +94,8 @@ class SearchSpace:
                 raise SpaceError(
                     f"weightless site {site.op} of {self.name} must hang on no decision and be the only writer of {site.output!r}"
                 )
+            if site.tied and not layers.shares(self.sites[self.module_of[site.tied]].op, site.op):
+                raise SpaceError(f"site {site.op} of {self.name} is tied as {site.tied!r} to another operator; tie equal ones only")
         if self.output not in written:
             raise SpaceError(f"no site of {self.name} writes the output node {self.output!r}")
 
@@ -109,7 +117,8 @@ class SearchSpace:
     @cached_property
     def id(self) -> str:
         """Name and a digest of the slots and sites: equal ids mean the same space, whatever the options were called."""
-        content = json.dumps([self.slots, [(str(s.op), s.inputs, s.output, s.when) for s in self.sites]], default=_plain)
+        sites = [(str(s.op), s.inputs, s.output, s.when, *([s.tied] if s.tied else [])) for s in self.sites]
+        content = json.dumps([self.slots, sites], default=_plain)
         return f"{self.name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def check(self, arch: Iterable[int]) -> Architecture:
@@ -138,7 +147,7 @@ class SearchSpace:
 
     def active(self, arch: Sequence[int]) -> tuple[Site, ...]:
         """The sites whose decisions hold, dead or alive."""
-        return tuple(self.sites[i] for i in self._active(arch))
+        return tuple(self.sites[i] for i in self.chosen(tuple(arch)))
 
     def graph(self, arch: Sequence[int]) -> tuple[Site, ...]:
         """The sites that are active and alive (fed by the input, used by the output), in topological order."""
@@ -146,7 +155,7 @@ class SearchSpace:
 
     def alive(self, arch: Sequence[int]) -> tuple[int, ...]:
         """The indices in `sites` of `graph(arch)`: equal for architectures that are the same network."""
-        return self.prune(self._active(arch))
+        return self.prune(self.chosen(tuple(arch)))
 
     def steps(self, arch: Sequence[int]) -> tuple[Site, ...]:
         """What the network computes: `graph(arch)` with nodes of equal value made one, so that nothing is handed on or computed twice."""
@@ -207,7 +216,11 @@ class SearchSpace:
                 kept.append(i)
         return tuple(reversed(kept))
 
-    def _active(self, arch: Sequence[int]) -> list[int]:
+    def chosen(self, arch: Architecture) -> list[int]:
+        """The indices in `sites`, ascending, of the sites that `arch` chooses: those whose decisions hold.
+
+        A space with a rule that conjunctions cannot state overrides this, and nothing else, and sets `expectable` to False.
+        """
         indices = set(self._unconditional)
         for decision in enumerate(arch):
             for i in self._by_first_decision.get(decision, ()):
@@ -232,6 +245,41 @@ class SearchSpace:
         chosen = {site.op for site in self.sites}
         sums = {self.addition(node) for node, writers in self.writers.items() if _any_together(writers)}
         return tuple(sorted(chosen | sums, key=str))
+
+    @cached_property
+    def module_of(self) -> dict[str, int]:
+        """The first site of each `tied`: the one under whose index the shared module stands."""
+        found: dict[str, int] = {}
+        for i, site in enumerate(self.sites):
+            if site.tied:
+                found.setdefault(site.tied, i)
+        return found
+
+    def module_index(self, index: int) -> int:
+        """The index of the site under which the module of site `index` stands: its own, or the first of those it is tied to."""
+        return self.module_of.get(self.sites[index].tied, index)
+
+    def stored(self, arch: Sequence[int]) -> tuple[OpSpec, ...]:
+        """The operators whose weights the network holds: those of `graph(arch)`, tied ones once."""
+        return tuple(self.sites[i].op for i in dict.fromkeys(map(self.module_index, self.alive(arch))))
+
+    def identity(self, arch: Sequence[int]) -> bytes:
+        """A certificate of the network: equal ones are the same network up to the names of its nodes; empty where there is none.
+
+        Nodes are told apart by what feeds them and what they feed, and numbered in that order; where several look alike
+        one is singled out and the rest told apart anew. If those are no automorphic images of each other (no space here
+        has such) a duplicate may be missed; two different networks never get the same certificate.
+        """
+        key = tuple(arch)
+        if key not in self._identities:
+            if len(self._identities) >= _REMEMBERED:
+                self._identities.clear()
+            self._identities[key] = certificate([site for site, computes in self._resolved(key) if computes], self.input, self.output)
+        return self._identities[key]
+
+    @cached_property
+    def _identities(self) -> dict[Architecture, bytes]:
+        return {}
 
     @cached_property
     def writers(self) -> dict[str, list[Site]]:
@@ -289,6 +337,56 @@ class SearchSpace:
             if chosen[slot.name] not in slot.choices:
                 raise SpaceError(f"slot {slot.name} has choices {', '.join(slot.choices)}, but got {chosen[slot.name]!r}")
         return self.check(slot.choices.index(chosen[slot.name]) for slot in self.slots)
+
+
+def certificate(steps: Sequence[Site], start: str, end: str) -> bytes:
+    """A digest of a network that does not depend on the names of its nodes or on the order of its steps; see `SearchSpace.identity`."""
+    if not steps:
+        return b""
+    marks = {start: 1, end: 2}
+    names = {site.op: hash(str(site.op)) for site in steps}
+    nodes = list(dict.fromkeys([start, *(site.output for site in steps)]))
+    colours = dict.fromkeys(nodes, 0) | marks
+    ties: dict[str, int] = {}
+    classes = 0
+    while True:
+        labels = [(names[site.op], ties.get(site.tied, 0)) for site in steps]
+        fed: dict[str, list[int]] = {}
+        below = dict(colours)
+        for k, site in enumerate(steps):  # topological: all writers of a node stand before its first reader
+            for node in site.inputs:
+                if node in fed:
+                    below[node] = hash((colours[node], *sorted(fed.pop(node))))
+            fed.setdefault(site.output, []).append(hash((labels[k], *(below[node] for node in site.inputs))))
+        for node, writers in fed.items():
+            below[node] = hash((colours[node], *sorted(writers)))
+        used: dict[str, list[int]] = {}
+        above: dict[str, int] = {}
+        for k, site in zip(range(len(steps) - 1, -1, -1), reversed(steps), strict=True):
+            if site.output not in above:
+                above[site.output] = hash((below[site.output], *sorted(used.get(site.output, ()))))
+            for position, node in enumerate(site.inputs):
+                used.setdefault(node, []).append(hash((labels[k], position, above[site.output])))
+        above[start] = hash((below[start], *sorted(used[start])))
+        groups: dict[str, list[int]] = {}
+        for k, site in enumerate(steps):
+            if site.tied:
+                groups.setdefault(site.tied, []).append(hash((labels[k], above[site.output], *(above[node] for node in site.inputs))))
+        ties = {tie: hash(tuple(sorted(members))) for tie, members in groups.items()}
+        colours = above
+        counts = Counter(colours.values())
+        if len(counts) == len(nodes):
+            break
+        if len(counts) == classes:  # nothing was told apart any more: single one out of those that look alike
+            alike = min(colour for colour, number in counts.items() if number > 1)
+            colours[next(node for node in nodes if colours[node] == alike)] = hash((alike, len(counts)))
+            classes = 0
+            continue
+        classes = len(counts)
+    order = {node: i for i, node in enumerate(sorted(nodes, key=colours.__getitem__))}
+    tied = {tie: i for i, tie in enumerate(sorted(ties, key=ties.__getitem__))}
+    lines = sorted(f"{order[s.output]}<{','.join(str(order[n]) for n in s.inputs)}:{s.op}:{tied.get(s.tied, '')}" for s in steps)
+    return hashlib.blake2b(";".join([str(order[start]), str(order[end]), *lines]).encode(), digest_size=16).digest()
 
 
 def _any_together(sites: Sequence[Site]) -> bool:

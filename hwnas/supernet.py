@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hwnas import layers
+from hwnas.errors import SpaceError
 from hwnas.network import Network, execute
 from hwnas.space import Decision, SearchSpace
 
@@ -26,18 +27,30 @@ class Supernet(nn.Module):
     def __init__(self, space: SearchSpace, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.space = space
-        self.sites = nn.ModuleDict({str(i): layers.build(site.op) for i, site in enumerate(space.sites)})
+        held = sorted(set(map(space.module_index, range(len(space.sites)))))
+        self.sites = nn.ModuleDict({str(i): layers.build(space.sites[i].op) for i in held})
         if generator is not None:
             layers.initialise(self, generator)
 
     def forward(
         self, images: Float[Tensor, "batch channel height width"], probs: Float[Tensor, "slot choice"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Logits under `probs`, each slot's row padded with zeros behind its last choice; sites of weight 0 do not run."""
+    ) -> Float[Tensor, "batch classes *steps"]:
+        """Logits under `probs`, each slot's row padded with zeros behind its last choice; sites of weight 0 do not run.
+
+        Raises:
+            SpaceError: soft rows, where the space has a rule of its own for what an architecture chooses.
+        """
+        if not self.space.expectable:
+            if not bool(((probs == 0) | (probs == 1)).all()):
+                raise SpaceError(
+                    f"{self.space.name} chooses its operators by a rule, so its networks cannot be mixed; "
+                    "use a searcher that trains one network at a time"
+                )
+            return self.of(images, probs.argmax(-1).tolist())
         indices, weights, scale = self._weights(probs)
         return execute(self.space, indices, self.sites, images, weights) * scale
 
-    def of(self, images: Float[Tensor, "batch channel height width"], arch: Sequence[int]) -> Float[Tensor, "batch classes"]:
+    def of(self, images: Float[Tensor, "batch channel height width"], arch: Sequence[int]) -> Float[Tensor, "batch classes *steps"]:
         """Logits of one architecture's network with the shared weights."""
         return execute(self.space, self.space.alive(arch), self.sites, images)
 

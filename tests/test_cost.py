@@ -133,11 +133,15 @@ def branches(n: int) -> SearchSpace:
     return SearchSpace((4, 8, 8), 4, tuple(Slot(f"s{i}", ("x", "y")) for i in range(n)), tuple(sites), output=f"n{n}", name="branches")
 
 
-def test_too_many_presence_patterns_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_presence_patterns_have_no_expected_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "MOST_PATTERNS", 32)
     assert float(CostModel(branches(5), PRICES).of([(0,) * 5])) == pytest.approx(1 + 5 * 111.01)
+    many = CostModel(branches(6), PRICES)
+    assert not many.expects
+    assert many.of([(0,) * 6, (1,) * 6]).tolist() == pytest.approx([1 + 6 * 111.01, 1 + 6 * 100])
+    assert many(one_hot(many.space, [(0,) * 6])).tolist() == pytest.approx([1 + 6 * 111.01])
     with pytest.raises(SpaceError, match="branches has 64 presence patterns, more than the 32"):
-        CostModel(branches(6), PRICES)
+        many(torch.full((6, 2), 0.5))
 
 
 def test_bound_from_covariance_and_noise(diamond: SearchSpace, rng: np.random.Generator) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hwnas"
 ORDER = """
-errors plain plugins op layers space resources spaces/* network supernet quick_onnx feed onnx_torch quantize
+errors plain plugins op layers space resources quick_onnx spaces/* network supernet feed onnx_torch quantize
 device counters worker remote measure energy backends/* table cost exchange formats/* calibrate profile
 checkpoint data train evaluate pareto searcher searchers/* config workers run search export exporters/* verify doctor transfer table_chart
 report front cli __init__

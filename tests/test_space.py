@@ -16,7 +16,8 @@ from hwnas.cost import CostModel
 from hwnas.errors import ConfigError, SpaceError
 from hwnas.network import Network
 from hwnas.op import OpSpec
-from hwnas.space import SearchSpace, Site, Slot, load_space
+from hwnas.space import Architecture, SearchSpace, Site, Slot, load_space
+from hwnas.supernet import Supernet
 
 OP = OpSpec("identity", 4, 4, 8, 8)
 SLOT = (Slot("s", ("x", "y")),)
@@ -232,3 +233,72 @@ def test_loading_keeps_the_options_as_json() -> None:
     assert load_space("mobilenet_v2", space.options).id == space.id
     with pytest.raises(ConfigError, match="did you mean 'kernels'"):
         load_space("mobilenet_v2", {"kernel": [3]})
+
+
+def recurrent() -> SearchSpace:
+    """Three steps of one convolution, tied, and the rule that a reader stands only where nobody else reads its node."""
+
+    class Ruled(SearchSpace):
+        expectable = False
+
+        def chosen(self, arch: Architecture) -> list[int]:
+            return [i for i in super().chosen(arch) if i != 4 or arch == (0,)]
+
+    sites = (
+        Site(CONV, ("input",), "a", tied="w"),
+        Site(CONV, ("a",), "b", tied="w"),
+        Site(CONV, ("b",), "c", ((0, 0),), tied="w"),
+        Site(OP, ("b",), "c", ((0, 1),)),
+        Site(OP, ("a",), "c"),
+        Site(HEAD, ("c",), "output"),
+    )
+    return Ruled((4, 8, 8), 4, (Slot("s", ("again", "stop")),), sites, name="recurrent")
+
+
+def test_tied_sites_share_a_module_and_a_rule_chooses_sites() -> None:
+    space = recurrent()
+    assert space.alive((0,)) == (0, 1, 2, 4, 5)
+    assert space.alive((1,)) == (0, 1, 3, 5)
+    assert space.stored((0,)) == (CONV, OP, HEAD)
+    assert space.lower((0,)) == (CONV, CONV, CONV, OP, ADD, HEAD)
+    supernet = Supernet(space, torch.Generator().manual_seed(0)).eval()
+    assert sorted(supernet.sites) == ["0", "3", "4", "5"]
+    network = supernet.extract((0,)).eval()
+    assert sorted(network.sites) == ["0", "4", "5"]
+    images = torch.randn(2, 4, 8, 8)
+    once = network.sites["0"]
+    torch.testing.assert_close(network(images), network.sites["5"](once(once(once(images))) + once(images)))
+    torch.testing.assert_close(supernet(images, torch.tensor([[1.0, 0.0]])), network(images))
+    with pytest.raises(SpaceError, match="chooses its operators by a rule"):
+        supernet(images, torch.tensor([[0.5, 0.5]]))
+
+
+def test_what_is_stored_once_is_priced_once() -> None:
+    space = recurrent()
+    prices = {CONV: 1.0, OP: 10.0, ADD: 100.0, HEAD: 1000.0}
+    assert CostModel(space, prices).of([(0,), (1,)]).tolist() == [1113, 1012]
+    assert CostModel(space, prices, once=True).of([(0,), (1,)]).tolist() == [1011, 1011]
+    with pytest.raises(SpaceError, match="recurrent prices its networks one by one"):
+        CostModel(space, prices)(torch.tensor([[0.5, 0.5]]))
+
+
+def test_only_equal_operators_are_tied() -> None:
+    with pytest.raises(SpaceError, match="is tied as 'w' to another operator"):
+        space_of(Site(CONV, ("input",), "a", tied="w"), Site(OP, ("a",), "output", tied="w"))
+
+
+def test_swapped_nodes_of_a_cell_are_one_network() -> None:
+    """Nodes 1 and 2 may change places where no edge joins them: edges (0,1) (0,2) and (1,3) (2,3) with them."""
+    space = load_space("nasbench201", {"input_size": 16, "width": 4, "cells": 1})
+    identities: dict[bytes, set[Architecture]] = {}
+    rng = np.random.default_rng(0)
+    for arch in [space.random(rng) for _ in range(60)]:
+        a, b, _, c, d, e = arch
+        for one in (arch, (a, b, 0, c, d, e), (b, a, 0, c, e, d)):
+            if space.graph(one):
+                identities.setdefault(space.identity(one), set()).add(one)
+        if space.graph((a, b, 0, c, d, e)):
+            assert space.identity((a, b, 0, c, d, e)) == space.identity((b, a, 0, c, e, d))
+    for same in identities.values():
+        assert len({tuple(sorted(str(site.op) for site in space.steps(arch))) for arch in same}) == 1
+    assert len(identities) > 60

@@ -232,8 +232,15 @@ class SNAS(Searcher):
         if self.resource not in problem.costs:
             raise ConfigError(f"nothing gives the resource {self.resource!r}; {nearest(self.resource, problem.costs)}")
         self.cost = problem.costs[self.resource]
-        if not self.cost.additive and estimator != "score":
-            raise ConfigError(f"{self.resource} is not a sum over operators and has no {estimator!r} estimator; set estimator: score")
+        if not problem.space.expectable:
+            raise ConfigError(
+                f"{problem.space.name} chooses its operators by a rule, so that its networks cannot be mixed as snas mixes them; "
+                "search it with a searcher that trains one network at a time, e.g. enas"
+            )
+        if not self.cost.expects and estimator != "score":
+            raise ConfigError(
+                f"{self.resource} of {problem.space.name} has no expectation, and so no {estimator!r} estimator; set estimator: score"
+            )
         self.mask = choice_mask(problem.space)
         self.logits = torch.zeros(self.mask.shape, requires_grad=True)
         self.reference = self._reference()
@@ -292,7 +299,7 @@ class SNAS(Searcher):
 
     def _reference(self) -> float:
         """The cost of a uniformly drawn network, which makes etas free of units."""
-        if self.cost.additive:
+        if self.cost.expects:
             value = float(self.cost(self.mask / self.mask.sum(-1, keepdim=True)))
         else:
             rng = np.random.default_rng(0)
@@ -379,7 +386,7 @@ class SNAS(Searcher):
             return exact_cost(self.cost, logits)
         if self.estimator == "reparam":
             return reparam_cost(self.cost, log_z)
-        if self.cost.additive:
+        if self.cost.expects:
             log_z = log_z.detach()
             return score_cost(self.cost, log_z.exp(), logits.softmax(-1), concrete_log_density(log_z, logits, temperature))
         archs = self._draw(_HARD_SAMPLES, generator)
@@ -392,7 +399,7 @@ class SNAS(Searcher):
 
     def _record(self, eta: float, temperature: float, loss: float, accuracy: float) -> None:
         probs = self.probs()
-        if self.cost.additive:
+        if self.cost.expects:
             expected = float(self.cost(probs))
         else:
             expected = float(self.cost.of(self._draw(_HARD_SAMPLES, torch.Generator().manual_seed(0))).mean())

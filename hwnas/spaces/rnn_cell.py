@@ -41,6 +41,18 @@ class Joined(nn.Module):
         return torch.cat(inputs, self.axis) if len(inputs) > 1 else inputs[0]
 
 
+class Stacked(nn.Module):
+    """Layers that read several maps one below the other."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.joined, self.body = Joined(2), nn.Sequential(*layers)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        out: Tensor = self.body(self.joined(*inputs))
+        return out
+
+
 class Cut(nn.Module):
     """`length` entries from `start` on along an axis."""
 
@@ -191,16 +203,16 @@ for _activation in ACTIVATIONS:
 @operator("mean_state")
 def mean_state(op: OpSpec) -> nn.Module:
     """The mean of as many states as the map is high."""
-    return nn.Sequential(Joined(2), nn.AdaptiveAvgPool2d(1))
+    return Stacked(nn.AdaptiveAvgPool2d(1))
 
 
 @operator("decoder", sequence=True)
 def decoder(op: OpSpec) -> nn.Module:
     """The logits of every step of a map of hidden states."""
-    return nn.Sequential(Joined(2), nn.Conv2d(op.c_in, op.c_out, 1), nn.Flatten(2))
+    return Stacked(nn.Conv2d(op.c_in, op.c_out, 1), nn.Flatten(2))
 
 
-@operator("tied_decoder", sequence=True)
+@operator("tied_decoder", sequence=True, within="embedding")
 def tied_decoder(op: OpSpec) -> nn.Module:
     """The same by the weights of the embedding and without bias."""
     return TiedDecoder(op.c_out, op.c_in)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,11 +16,11 @@ import torch
 from torch import nn
 
 import hwnas.exporters
-from hwnas import plugins
+from hwnas import front, plugins
 from hwnas.config import Named
 from hwnas.device import Device
 from hwnas.errors import BudgetError
-from hwnas.export import OUTPUT, Exporter, Manifest, complete, load_exporter
+from hwnas.export import OUTPUT, Exporter, Manifest, complete, load_exporter, measure_members
 from hwnas.front import export_run, read_export
 from hwnas.network import Network
 from hwnas.run import Run
@@ -109,22 +111,31 @@ def test_annotations_replace_each_other_and_change_nothing_else(exported: tuple[
 
 
 @pytest.mark.parametrize("name", plugins.names("exporters"))
-def test_no_exported_model_exceeds_its_budget(name: str, finished_run: Path, fixed_tables: Path, tmp_path: Path) -> None:
+def test_no_exported_model_exceeds_its_budget(
+    name: str, finished_run: Path, fixed_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Really measured, but for a member that is shown a thousand times as slow as it is: no noise of this machine makes up for that."""
+
+    def slowed(*args: Any, **kwargs: Any) -> Any:
+        found = measure_members(*args, **kwargs)
+        slow = found.timings["m01"]
+        found.timings["m01"] = replace(slow, low_ms=1000 * slow.low_ms, p50_ms=1000 * slow.p50_ms, p90_ms=1000 * slow.p90_ms)
+        return found
+
+    monkeypatch.setattr(front, "measure_members", slowed)
     shutil.copytree(finished_run, tmp_path / "run")
     run = Run.open(tmp_path / "run")
     run.experiment = run.experiment.model_copy(update={"exporter": Named(name=name)})
     whole = read_export(export_run(run, out=tmp_path / "whole", tables=fixed_tables))
-    times = sorted(measured["latency_ms"].p50 for measured in whole.members.values())
-    assert len(times) == 2 and times[1] > 1.5 * times[0]
-    limit = (times[0] * times[1]) ** 0.5
+    fast, slow = (whole.members[name]["latency_ms"].p50 for name in ("m00", "m01"))
+    limit = (fast * slow) ** 0.5
     folder = export_run(run, out=tmp_path / "some", budgets={"latency_ms": limit}, tables=fixed_tables)
     record = read_export(folder)
-    kept = [name for name in record.members if name not in record.left_out]
-    assert kept and {path.name for path in folder.iterdir() if path.is_dir()} == set(kept)
-    assert all(complete_member(folder / name).measured["latency_ms"].p50 <= limit for name in kept)
-    assert any("over budget" in reason for reason in record.left_out.values())
-    with pytest.raises(BudgetError, match="the fastest, m0"):
-        export_run(run, out=tmp_path / "none", budgets={"latency_ms": times[0] / 10}, tables=fixed_tables)
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["m00"]
+    assert complete_member(folder / "m00").measured["latency_ms"].p50 <= limit
+    assert "over budget" in record.left_out["m01"]
+    with pytest.raises(BudgetError, match="the fastest, m00, takes"):
+        export_run(run, out=tmp_path / "none", budgets={"latency_ms": fast / 1000}, tables=fixed_tables)
 
 
 def complete_member(folder: Path) -> Manifest:

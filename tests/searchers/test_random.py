@@ -26,7 +26,7 @@ def random_search(space: SearchSpace, budget: float | None = None, seed: int = 0
 def test_every_network_comes_once_and_then_nothing(diamond: SearchSpace) -> None:
     searcher = random_search(diamond)
     asked = searcher.ask(2) + searcher.ask(2)
-    assert {diamond.alive(arch) for arch in asked} == {diamond.alive(arch) for arch in diamond.all()}
+    assert {diamond.identity(arch) for arch in asked} == {diamond.identity(arch) for arch in diamond.all()}
     assert len(asked) == 3
     assert searcher.ask(1) == []
 
@@ -36,10 +36,10 @@ def test_the_last_feasible_networks_are_found_and_no_other(rng: np.random.Genera
     valid = [arch for arch in space.all() if space.graph(arch)]
     costs = CostModel(space, resources.macs).of(valid).numpy()
     budget = float(np.quantile(costs, 0.01))
-    feasible = {space.alive(arch) for arch, cost in zip(valid, costs, strict=True) if cost <= budget}
+    feasible = {space.identity(arch) for arch, cost in zip(valid, costs, strict=True) if cost <= budget}
     searcher = random_search(space, budget)
     asked = [arch for _ in range(4) for arch in searcher.ask(len(feasible) // 3 or 1)]
-    assert {space.alive(arch) for arch in asked} == feasible
+    assert {space.identity(arch) for arch in asked} == feasible
     assert len(asked) == len(feasible)
 
 

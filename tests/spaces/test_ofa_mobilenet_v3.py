@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hwnas import layers, resources
-from hwnas.cost import CostModel
+from hwnas.cost import CostModel, _Terms
 from hwnas.errors import ConfigError, SpaceError
 from hwnas.op import OpSpec
 from hwnas.space import SearchSpace, load_space
@@ -66,9 +66,10 @@ def test_the_gate_is_between_nothing_and_all_of_a_channel() -> None:
 
 
 def test_the_cost_model_enumerates_the_depths_only(space: SearchSpace) -> None:
-    model = CostModel(space, lambda op: 1.0)
-    assert len(model._terms.live_slots) == 5
-    assert all(space.slots[slot].name.endswith("depth") for slot in model._terms.live_slots)
+    terms = CostModel(space, lambda op: 1.0)._terms
+    assert isinstance(terms, _Terms)
+    assert len(terms.live_slots) == 5
+    assert all(space.slots[slot].name.endswith("depth") for slot in terms.live_slots)
 
 
 @pytest.mark.parametrize(
