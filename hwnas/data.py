@@ -513,7 +513,7 @@ def _read_image(path: Path, size: int, channels: int) -> Tensor:
 
 def text(
     *, train: str, valid: str | None = None, test: str | None = None, level: texts.Level = "word",
-    vocabulary: Annotated[int, Field(ge=3)], steps: Annotated[int, Field(ge=2)] = 35,
+    vocabulary: Annotated[int, Field(ge=3)], steps: Annotated[int, Field(ge=2)] = 20,
     valid_share: float = 0.1, test_share: float = 0.1, limit: Annotated[int, Field(ge=1)] | None = None,
 ) -> Text:  # fmt: skip
     """Text files, every line with `<eos>` at its end; parts without a file of their own are the last shares of `train`.

@@ -186,6 +186,32 @@ def _gemm(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
     return reader.call(functional.linear, *reader.inputs(node))
 
 
+def _cast(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    kind = helper.tensor_dtype_to_np_dtype(options["to"])
+    return reader.graph.call_method("to", (reader.value(node.input[0]), getattr(torch, kind.name)))
+
+
+def _gather(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    values, index = reader.inputs(node)
+    return reader.call(operator.getitem, values, (*(slice(None),) * options.get("axis", 0), index))
+
+
+def _slice(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    starts, ends, axes = (reader.constant(node, position) for position in (1, 2, 3))
+    steps = reader.constant(node, 4, [1] * len(starts))
+    if axes is None or any(axis < 0 for axis in axes):
+        raise DeviceError(f"torch has no translation of a Slice that does not name its axes from the front: {axes}")
+    parts = dict(zip(axes, map(slice, starts, ends, steps), strict=True))
+    return reader.call(operator.getitem, reader.value(node.input[0]), tuple(parts.get(i, slice(None)) for i in range(max(axes) + 1)))
+
+
+def _unsqueeze(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    x = reader.value(node.input[0])
+    for axis in sorted(reader.constant(node, 1)):
+        x = reader.call(torch.unsqueeze, x, axis)
+    return x
+
+
 def _hard_sigmoid(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
     scaled = reader.call(operator.mul, reader.value(node.input[0]), options.get("alpha", 0.2))
     return reader.call(torch.clamp, reader.call(operator.add, scaled, options.get("beta", 0.5)), 0.0, 1.0)
@@ -195,10 +221,12 @@ RULES: dict[str, Rule] = {
     "Add": _direct(operator.add),
     "AveragePool": _avg_pool,
     "BatchNormalization": _batch_norm,
+    "Cast": _cast,
     "Clip": _clip,
     "Concat": lambda reader, node, options: reader.call(torch.cat, reader.inputs(node), options["axis"]),
     "Conv": _conv,
     "Flatten": _flatten,
+    "Gather": _gather,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda reader, node, options: reader.call(functional.adaptive_avg_pool2d, *reader.inputs(node), 1),
     "HardSigmoid": _hard_sigmoid,
@@ -212,5 +240,9 @@ RULES: dict[str, Rule] = {
     "Reshape": _reshape,
     "Transpose": _transpose,
     "Sigmoid": _direct(torch.sigmoid),
+    "Slice": _slice,
+    "Sub": _direct(operator.sub),
+    "Tanh": _direct(torch.tanh),
+    "Unsqueeze": _unsqueeze,
 }
 """How each kind of ONNX node is written in torch."""
