@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,8 @@ def devices(as_json: Json = False) -> None:
         missing = backends.get(device.backend, (f"a backend called {device.backend}",))
         if device.remote and device.backend in backends:
             missing = plugins.missing_packages(("asyncssh",))  # its runtime is needed there and not here
+        else:
+            missing += tuple(program for program in device.needs if shutil.which(program) is None)
         rows.append({"name": name, "summary": f"{device.description} [{device.backend}, {device.precision}]", "missing": list(missing)})
     _list(rows, as_json)
 

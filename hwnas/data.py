@@ -244,7 +244,9 @@ class Text(Dataset):
                 )
             largest = max(int(part.images.max()), int(part.labels.max()))
             if largest >= self.num_classes:
-                raise DataError(f"{self.name}: {where} tokens must be below {self.num_classes}, the vocabulary's size, but one is {largest}")
+                raise DataError(
+                    f"{self.name}: {where} tokens must be below {self.num_classes}, the vocabulary's size, but one is {largest}"
+                )
 
     @property
     def mean(self) -> tuple[float, ...]:

@@ -79,6 +79,8 @@ class Device(BaseModel):
     batch: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     options: dict[str, Any] = {}  # noqa: RUF012  a model copies its defaults
+    needs: list[str] = []  # noqa: RUF012
+    """Programs that must be on the PATH; `hwnas devices` names those that are missing."""
     energy: Energy = Energy()
     remote: Remote | None = None
 
@@ -111,7 +113,8 @@ class ComputingExecutable(Executable, Protocol):
 class Backend(Protocol):
     """A runtime. Its file in `hwnas/backends/` holds one class that takes the device positionally, options keyword-only.
 
-    The file's `REQUIRES` names the packages that it needs, its `PRECISIONS` what it can compute in; both are literal tuples.
+    The file's `REQUIRES` names the packages that it needs, its `PRECISIONS` what it can compute in, its
+    `QUANTISES` how the activations of the int8 models lie that it takes, if it does ("asymmetric" or "symmetric"); literal tuples.
     A class that needs options has `example`, the options that the contract tests use.
 
     It is made and used inside a worker process: what crashes, hangs or exhausts memory there costs one row.

@@ -1,5 +1,7 @@
 """A trained network -> a folder to deploy: `model.onnx`, `weights.safetensors` and `manifest.json`, which says all about the two.
 
+For an int8 device there is `model.int8.onnx` besides, quantised with training images; the manifest's `deployed` names the file to use.
+
 The manifest is written last, so a folder holds a whole member or none; a member that was interrupted is written again.
 """
 
@@ -9,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -26,12 +28,16 @@ from hwnas.measure import Measurement, Progress, Timing, measure, silent
 from hwnas.measure import Protocol as MeasuringProtocol
 from hwnas.network import Network
 from hwnas.profile import reference_onnx
+from hwnas.quantize import quantize
 
 SCHEMA = 1
 """Of the manifest; a change that older readers would misread gets the next number."""
-MODEL, WEIGHTS, MANIFEST = "model.onnx", "weights.safetensors", "manifest.json"
+MODEL, INT8, WEIGHTS, MANIFEST = "model.onnx", "model.int8.onnx", "weights.safetensors", "manifest.json"
 OUTPUT, BATCH_AXIS = "logits", "batch"
 """The input is called what the space reads: `images` or `tokens`."""
+CALIBRATION_IMAGES = 256
+"""Training images from which the ranges of an int8 model are taken."""
+Quantiser = Callable[[bytes], bytes]
 
 
 @runtime_checkable
@@ -128,7 +134,8 @@ class Facts(_Record):
     preprocessing: dict[str, Any]
     classes: list[str]
     values: dict[str, FiniteFloat]
-    """`error`, `accuracy` and `loss` on the validation part, `test_accuracy` on the test part; of a text also the perplexities."""
+    """`error`, `accuracy` and `loss` on the validation part, `test_accuracy` on the test part: of the deployed file, and where that
+    is quantised `fp32_test_accuracy` of `model.onnx`; of a text also the perplexities."""
     predicted: dict[str, Predicted]
     measured: dict[str, Measured] = {}
     budgets: dict[str, FiniteFloat] = {}
@@ -148,6 +155,8 @@ class Manifest(Facts):
     outputs: list[Tensor]
     files: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
     """Name -> sha256."""
+    deployed: str = MODEL
+    """The file to use on the device: what was measured."""
 
 
 def describe(
@@ -197,16 +206,36 @@ def replace_file(path: Path, content: bytes) -> None:
             Path(name).unlink(missing_ok=True)
 
 
-def write_model(folder: Path, network: Network, exporter: Exporter) -> None:
-    """The member's model and weights, without a manifest: it can be measured, but is not finished.
+def quantiser(device: Device, data: Dataset) -> Quantiser | None:
+    """How a model becomes one for that int8 device, its ranges taken from training images; None where the device takes it as it is."""
+    how = plugins.constant("backends", device.backend, "QUANTISES")
+    if device.precision != "int8" or not how:
+        return None
+    images = data.normalise(data.train.images[:CALIBRATION_IMAGES]).numpy()
+
+    def quantised(model: bytes) -> bytes:
+        batches = [{data.gives: images[i : i + 16]} for i in range(0, len(images), 16)]
+        return quantize(model, batches, symmetric=how == ("symmetric",))
+
+    return quantised
+
+
+def write_model(folder: Path, network: Network, exporter: Exporter, quantised: Quantiser | None = None) -> Path:
+    """The member's model and weights, without a manifest: it can be measured, but is not finished. Gives the file to deploy.
 
     Raises:
         ExportError: the network cannot be exported or the folder not be written to.
+        DeviceError: it cannot be quantised.
     """
     _forget_manifest(folder)
     about = {"arch": list(network.arch), "space": network.space.id}
     save_state(folder / WEIGHTS, network.state_dict(), about)
     exporter.write(network, folder / MODEL)
+    if quantised is None:
+        (folder / INT8).unlink(missing_ok=True)
+        return folder / MODEL
+    replace_file(folder / INT8, quantised((folder / MODEL).read_bytes()))
+    return folder / INT8
 
 
 def finish_member(folder: Path, exporter: Exporter, facts: Facts) -> Manifest:
@@ -216,14 +245,17 @@ def finish_member(folder: Path, exporter: Exporter, facts: Facts) -> Manifest:
         ExportError: there is no model yet, or the folder cannot be written to.
     """
     _forget_manifest(folder)
-    exporter.annotate(folder / MODEL, facts.metadata())
+    models = [name for name in (MODEL, INT8) if (folder / name).exists()] or [MODEL]
+    for name in models:
+        exporter.annotate(folder / name, facts.metadata())
     model = read_model(folder / MODEL)
     manifest = Manifest(
         **facts.model_dump(),
         opset=next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
         inputs=[_tensor(value) for value in model.graph.input],
         outputs=[_tensor(value) for value in model.graph.output],
-        files={name: sha256(folder / name) for name in (MODEL, WEIGHTS)},
+        files={name: sha256(folder / name) for name in (*models, WEIGHTS)},
+        deployed=models[-1],
     )
     replace_file(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
     return manifest
@@ -304,7 +336,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         raise ExportError(f"{path} is damaged: {plugins.first_problem(error)}; export the member again") from None
-    missing = {MODEL, WEIGHTS} - manifest.files.keys()
+    missing = {MODEL, WEIGHTS, manifest.deployed} - manifest.files.keys()
     if missing:
         raise ExportError(f"{path} is damaged: it names no {' and no '.join(sorted(missing))}; export the member again")
     return manifest

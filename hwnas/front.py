@@ -16,7 +16,18 @@ from hwnas.config import tables_root
 from hwnas.device import Device, digest
 from hwnas.errors import BudgetError, ConfigError, ExportError, nearest
 from hwnas.evaluate import BATCH, MEASURED, Objective
-from hwnas.export import Facts, Measured, complete, describe, finish_member, load_exporter, measure_members, replace_file, write_model
+from hwnas.export import (
+    Facts,
+    Measured,
+    complete,
+    describe,
+    finish_member,
+    load_exporter,
+    measure_members,
+    quantiser,
+    replace_file,
+    write_model,
+)
 from hwnas.measure import Progress, Protocol, silent
 from hwnas.pareto import hypervolume, nondominated, reference_point
 from hwnas.profile import DeviceTables, fingerprint, paper_costs, source_of
@@ -25,6 +36,7 @@ from hwnas.run import Run
 from hwnas.search import Member, load_member, read_members
 from hwnas.table import Source
 from hwnas.train import evaluate_accuracy
+from hwnas.verify import runtime_accuracy
 
 LATENCY = "latency_ms"
 RECORD = "export.json"
@@ -75,13 +87,13 @@ def export_run(
     if _is_whole(folder, members, limits, here):
         return folder
     exporter = load_exporter(experiment.exporter, device)
-    written = []
+    data = experiment.load_data()
+    quantised = quantiser(device, data)
+    models = {}
     for number, member in enumerate(members):
         progress("export", number, len(members))
-        write_model(folder / member.name, load_member(run, space, member), exporter)
-        written.append(member.name)
+        models[member.name] = write_model(folder / member.name, load_member(run, space, member), exporter, quantised)
     progress("export", len(members), len(members))
-    models = {name: folder / name / "model.onnx" for name in written}
     level = DeviceTables(tables_root(tables), device, here).reference_ms(space)
     found = measure_members(models, device, journal=folder / "latency.journal", level_ms=level, progress=progress)
     measured = {name: {LATENCY: Measured.of(timing, found.reference_ms)} for name, timing in found.timings.items()}
@@ -99,16 +111,17 @@ def export_run(
         for m, good in zip(kept, best_rows, strict=True)
         if not good
     }
-    data = experiment.load_data()
     for member in members:
         if member.name in left_out:
             shutil.rmtree(folder / member.name, ignore_errors=True)
             continue
         network = load_member(run, space, member)
         tested = evaluate_accuracy(network, data, data.test, BATCH)
-        values = member.values | {"test_accuracy": tested.accuracy}
-        if data.gives == "tokens":
-            values["test_perplexity"] = tested.perplexity
+        fp32 = {"test_accuracy": tested.accuracy, **({"test_perplexity": tested.perplexity} if data.gives == "tokens" else {})}
+        values = member.values | fp32
+        if quantised is not None:
+            int8 = {"test_accuracy": runtime_accuracy(models[member.name], data)}
+            values = member.values | {f"fp32_{name}": value for name, value in fp32.items()} | int8
         facts = describe(
             network, data, device, found.fingerprint, hwnas_version=__version__, experiment=experiment.name, data_section=experiment.data,
             exporter=experiment.exporter, values=values, predicted=member.predicted, budgets=limits,

@@ -70,7 +70,7 @@ def shares(op: OpSpec, other: OpSpec) -> bool:
 
 
 def output_shape(op: OpSpec) -> tuple[int, ...]:
-    """Shape of the output without the batch axis: (c_out, out_height, out_width), (c_out,) of a classifier, (c_out, height) of a sequence."""
+    """The output's shape without the batch axis: (c_out, out_height, out_width), of a classifier (c_out,), of a sequence (c_out, steps)."""
     kind, whole = _kind(op), (op.c_out, op.out_height, op.out_width)
     return whole[:1] if kind.vector else whole[:2] if kind.sequence else whole
 
@@ -196,7 +196,7 @@ def bn_relu_classifier(op: OpSpec) -> nn.Module:
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """He initialisation (fan out) of convolutions, small normal for linear layers and embeddings, one and zero for BatchNorm, from `generator`."""
+    """He initialisation (fan out) of convolutions, small normal of linear layers and embeddings, one and zero for BatchNorm."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups

@@ -64,6 +64,12 @@ def listing(kind: str) -> list[Listing]:
     return lines
 
 
+def constant(kind: str, name: str, constant: str) -> tuple[str, ...]:
+    """The words that a plug-in's file assigns to that name, without importing it; none where it does not, or is no file of ours."""
+    path = _files(kind).get(name)
+    return () if path is None else _constant(ast.parse(path.read_text(encoding="utf-8")), constant)
+
+
 def missing_packages(packages: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the packages that cannot be imported here (nothing is imported to find out); `a or b` needs either."""
     return tuple(package for package in packages if not any(map(_importable, package.split(" or "))))

@@ -57,7 +57,7 @@ def check_fit(experiment: Experiment, space: SearchSpace, data: Dataset) -> None
     """
     if space.reads != data.gives:
         raise ConfigError(
-            f"the data set {data.name} gives {data.gives}, but the space {space.name} reads {space.reads}; choose another space or other data"
+            f"the data set {data.name} gives {data.gives}, but the space {space.name} reads {space.reads}; choose another of the two"
         )
     if space.input_shape != data.image_shape:
         tokens = data.gives == "tokens"

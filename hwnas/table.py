@@ -131,9 +131,7 @@ class CostTable:
                 if len(line) != len(columns):
                     raise TableError(f"it has {len(line)} cells and not {len(columns)}")
                 price, error, p50, p90 = (float(cell) if cell else math.nan for cell in line[1:5])
-                if line[6] not in SOURCES:
-                    raise TableError(f"source must be one of {', '.join(SOURCES)}, but is {line[6]!r}")
-                row = Row(price, error, p50, p90, int(line[5]), next(s for s in SOURCES if s == line[6]))
+                row = Row(price, error, p50, p90, int(line[5]), _source(line[6]))
                 _check(op, row)
                 if op in rows:
                     raise TableError(f"{op} stands in the table a second time")
@@ -162,7 +160,7 @@ class NetworkTable:
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all."""
         lines = [
-            ["-".join(map(str, arch)), _text(r.price), _text(r.error), _text(r.p50), _text(r.p90), str(r.n)]
+            ["-".join(map(str, arch)), _text(r.price), _text(r.error), _text(r.p50), _text(r.p90), str(r.n), r.source]
             for arch, r in self.rows.items()
         ]
         write_csv(path, {"device": self.device, "space": self.space}, self.fingerprint, self.facts, _NETWORK_COLUMNS, lines)
@@ -176,13 +174,15 @@ class NetworkTable:
         """
         header, fingerprint, facts, columns, lines = read_csv(path)
         if columns != _NETWORK_COLUMNS:
-            raise TableError(f"{path} must have the columns {', '.join(_NETWORK_COLUMNS)}, but has {', '.join(columns)}")
+            raise TableError(
+                f"{path} must have the columns {', '.join(_NETWORK_COLUMNS)}, but has {', '.join(columns)}; delete it and profile again"
+            )
         rows: dict[Architecture, Row] = {}
         for number, line in lines:
             try:
                 arch = tuple(int(choice) for choice in line[0].split("-"))
-                price, error, p50, p90 = (float(cell) for cell in line[1:5])
-                row = Row(price, error, p50, p90, int(line[5]))
+                price, error, p50, p90 = (float(cell or math.nan) for cell in line[1:5])
+                row = Row(price, error, p50, p90, int(line[5]), _source(line[6]))
                 _check(line[0], row)
                 if not row.price:
                     raise TableError("no network takes 0 ms")
@@ -192,7 +192,13 @@ class NetworkTable:
         return cls(header.get("device", ""), header.get("space", ""), fingerprint, rows, facts)
 
 
-_NETWORK_COLUMNS = ["arch", "latency_ms", "error", "p50", "p90", "n"]
+_NETWORK_COLUMNS = ["arch", "latency_ms", "error", "p50", "p90", "n", "source"]
+
+
+def _source(word: str) -> Source:
+    if word not in SOURCES:
+        raise TableError(f"source must be one of {', '.join(SOURCES)}, but is {word!r}")
+    return next(source for source in SOURCES if source == word)
 
 
 def _check(what: object, row: Row) -> None:

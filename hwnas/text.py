@@ -49,7 +49,7 @@ def vocabulary(tokens: Sequence[str], size: int) -> tuple[str, ...]:
     others = sorted(counts.keys() - {UNKNOWN, END}, key=lambda token: (-counts[token], token))
     if not 3 <= size <= len(others) + 2:
         raise DataError(
-            f"vocabulary must be from 3 to {len(others) + 2}, the different tokens of the train part with {UNKNOWN} and {END}, but is {size}"
+            f"vocabulary must be from 3 to {len(others) + 2}, the tokens of the train part with {UNKNOWN} and {END}, but is {size}"
         )
     return (UNKNOWN, END, *others[: size - 2])
 
@@ -64,7 +64,9 @@ def windows(
     """
     number = (len(tokens) - 1) // steps
     if number < 1:
-        raise DataError(f"{where} must have at least {steps + 1} tokens, a window and the one behind it, but has {len(tokens)}; lower steps")
+        raise DataError(
+            f"{where} must have at least {steps + 1} tokens, a window and the one behind it, but has {len(tokens)}; lower steps"
+        )
     number = min(number, limit or number)
     unknown = numbers[UNKNOWN]
     stream = torch.tensor([numbers.get(token, unknown) for token in tokens[: number * steps + 1]])

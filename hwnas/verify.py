@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from hwnas.checkpoint import load_state
 from hwnas.data import Dataset, load_data
 from hwnas.device import Device, differences
 from hwnas.errors import ConfigError, DeviceError, ExportError, HwnasError, PluginError
-from hwnas.export import MANIFEST, MODEL, OUTPUT, WEIGHTS, Manifest, measure_members, read_manifest, read_model, sha256
+from hwnas.export import INT8, MANIFEST, MODEL, OUTPUT, WEIGHTS, Manifest, measure_members, read_manifest, read_model, sha256
 from hwnas.measure import Progress, Protocol, Timing, silent
 from hwnas.network import Network
 from hwnas.plugins import first_problem
@@ -33,6 +33,8 @@ from hwnas.train import predict
 TOLERANCE = 1e-4
 """Largest absolute difference allowed between a logit of torch and of ONNX Runtime."""
 BATCH = 64
+INT8_TOLERANCE = 0.005
+"""How far the accuracy of an int8 model may lie from the manifest's: other processors round and saturate otherwise."""
 SINGLE = 8
 """Images that are also run one at a time."""
 LATENCY = "latency_ms"
@@ -139,7 +141,7 @@ class _Examination:
 
     def checks(self) -> Iterable[Check]:
         """One after the other; what a check stumbles over is its finding."""
-        known = self.manifest.values.get("test_accuracy")
+        known = self._stated_accuracy
         stated = "the manifest states none" if known is None else f"the manifest's {known:.4f}"
         steps: tuple[tuple[str, str, Callable[[], Finding]], ...] = (
             ("files", "the SHA-256 in the manifest", self.files),
@@ -150,6 +152,8 @@ class _Examination:
             ("outputs", f"at most {TOLERANCE:g} from torch's", self.outputs),
             ("accuracy", f"onnxruntime's equal to torch's and to that of the manifest ({stated})", self.accuracy),
         )
+        if INT8 in self.manifest.files:
+            steps += (("int8", f"its accuracy at most {INT8_TOLERANCE:g} from the manifest's", self.int8),)
         for name, limit, step in steps:
             try:
                 passed, found = step()
@@ -202,11 +206,22 @@ class _Examination:
         compared = self._compared
         torch_says, onnx_says = (float((classes == labels).mean()) for classes in (compared.expected, compared.computed))
         undecided = int((compared.lead <= 2 * TOLERANCE).sum())
-        known = self.manifest.values.get("test_accuracy", torch_says)
+        known = torch_says if self._stated_accuracy is None else self._stated_accuracy
         apart = max(abs(onnx_says - torch_says), abs(known - torch_says))
         ties = f"; {undecided} are undecided within the tolerance and may differ" if undecided else ""
         found = f"onnxruntime {onnx_says:.4f}, torch {torch_says:.4f} on {labels.size} test {self._data.gives}{ties}"
         return apart <= (undecided + 0.5) / labels.size, found
+
+    def int8(self) -> Finding:
+        found = runtime_accuracy(self.folder / INT8, self._data)
+        known = self.manifest.values.get("test_accuracy", found)
+        return abs(found - known) <= INT8_TOLERANCE, f"onnxruntime {found:.4f}, the manifest {known:.4f}"
+
+    @property
+    def _stated_accuracy(self) -> float | None:
+        """What the manifest says of `model.onnx`."""
+        values = self.manifest.values
+        return values.get("fp32_test_accuracy" if INT8 in self.manifest.files else "test_accuracy")
 
     @cached_property
     def _model(self) -> onnx.ModelProto:
@@ -271,20 +286,13 @@ class _Examination:
             expected, computed = predict(self._network, images, BATCH).numpy(), self._run(images.numpy())
             second, best = np.moveaxis(np.partition(expected, -2, axis=1)[:, -2:], 1, 0)
             found.append((np.abs(computed - expected).max(), expected.argmax(1), computed.argmax(1), best - second, expected[:SINGLE]))
-        difference, classes, others, lead, first = zip(*found, strict=True)
-        return _Compared(float(np.max(difference)), *map(np.concatenate, (classes, others, lead)), first[0])
+        difference, expected_classes, computed_classes, lead, first = zip(*found, strict=True)
+        classes = np.concatenate(expected_classes), np.concatenate(computed_classes)
+        return _Compared(float(np.max(difference)), *classes, np.concatenate(lead), first[0])
 
     @cached_property
     def _session(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            return onnxruntime.InferenceSession(self._model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own exceptions share no narrower base
-            raise ExportError(f"onnxruntime refuses {MODEL}: {str(error).splitlines()[0]}") from None
+        return _session(self._model, MODEL)
 
     def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
@@ -296,6 +304,35 @@ class _Examination:
         if found.shape != wanted:
             raise ExportError(f"{MODEL} gives {found.shape} for a batch of {len(images)}, not {wanted}")
         return found
+
+
+def _session(model: onnx.ModelProto, name: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no narrower base
+        raise ExportError(f"onnxruntime refuses {name}: {str(error).splitlines()[0]}") from None
+
+
+def runtime_accuracy(path: Path, data: Dataset) -> float:
+    """Share of the test images that the model in the file classifies rightly under ONNX Runtime on the CPU.
+
+    Raises:
+        ExportError: there is no such model, or ONNX Runtime cannot run it.
+    """
+    session = _session(read_model(path), path.name)
+    right = 0
+    for images, labels in zip(torch.split(data.test.images, BATCH), torch.split(data.test.labels, BATCH), strict=True):
+        try:
+            (logits,) = session.run([OUTPUT], {data.gives: data.normalise(images).numpy()})
+        except Exception as error:  # onnxruntime's own exceptions share no narrower base
+            raise ExportError(f"onnxruntime cannot run {path.name}: {str(error).splitlines()[0]}") from None
+        right += int((logits.argmax(1) == labels.numpy()).sum())
+    return right / data.test.labels.numel()
 
 
 def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,14 +396,15 @@ def _measured_again(
         elsewhere = differences(manifest.device.fingerprint, here)
         if elsewhere:
             found[member] = ("skipped", f"it was measured elsewhere ({'; '.join(elsewhere)})")
-        elif not (member / MODEL).is_file():
-            found[member] = ("failed", f"there is no {MODEL}")
+        elif not (member / manifest.deployed).is_file():
+            found[member] = ("failed", f"there is no {manifest.deployed}")
         else:
             to_measure.append(member)
     budgets = {member: manifest.budgets.get(LATENCY, math.inf) for member, manifest in manifests.items()}
+    files = {member: member / manifest.deployed for member, manifest in manifests.items()}
     levels = {measured.reference for manifest in manifests.values() if (measured := manifest.measured.get(LATENCY))}
     level = levels.pop() if len(levels) == 1 else None
-    timings, reasons = _best_timings(to_measure, budgets, device, level, protocol, progress)
+    timings, reasons = _best_timings({member: files[member] for member in to_measure}, budgets, device, level, protocol, progress)
     found |= {member: ("failed", f"{stated.name}: {reason}") for member, reason in reasons.items()}
     for member, timing in timings.items():
         before = manifests[member].measured.get(LATENCY)
@@ -379,17 +417,17 @@ def _measured_again(
 
 
 def _best_timings(
-    members: Sequence[Path], budgets: Mapping[Path, float], device: Device, level_ms: float | None, protocol: Protocol | None,
+    files: Mapping[Path, Path], budgets: Mapping[Path, float], device: Device, level_ms: float | None, protocol: Protocol | None,
     progress: Progress,
 ) -> tuple[dict[Path, Timing], dict[Path, str]]:  # fmt: skip
-    """Each member's best session, or why it cannot be run. What misses its budget is measured again: the disturbance may be another's."""
+    """Each member's best session, or why its file cannot be run. What misses its budget is measured again: it may have been disturbed."""
     timings: dict[Path, Timing] = {}
     failures: dict[Path, str] = {}
-    left = list(members)
+    left = list(files)
     for session in range(SESSIONS):
         if not left:
             break
-        models = {str(member): member / MODEL for member in left}
+        models = {str(member): files[member] for member in left}
         measurement = measure_members(models, device, protocol=protocol, level_ms=level_ms, seed=session, progress=progress)
         failures |= {Path(key): reason for key, reason in measurement.failures.items()}
         for key, timing in measurement.timings.items():

@@ -55,6 +55,10 @@ def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     cli.app(["devices", "--json"], standalone_mode=False)
     rows = {row["name"]: row["missing"] for row in json.loads(capsys.readouterr().out)}
     assert rows["openvino-cpu"] == ["openvino"] and rows["torch-cpu"] == []
+    monkeypatch.setenv("PATH", "")
+    cli.app(["devices", "--json"], standalone_mode=False)
+    rows = {row["name"]: row["missing"] for row in json.loads(capsys.readouterr().out)}
+    assert rows["web-wasm"] == ["npm", "node"] and rows["web-chromium"] == ["npm", "chromium"]
 
 
 TEXT = (Path(__file__).parents[1] / "docs" / "backends.md").read_text(encoding="utf-8")

@@ -206,7 +206,7 @@ def test_facts_round_trip_and_metadata_is_of_strings(facts: Facts) -> None:
     assert Facts.model_validate_json(facts.model_dump_json()) == facts
     assert all(isinstance(value, str) for value in facts.metadata().values())
     assert set(facts.metadata()) == {f"hwnas.{name}" for name in Facts.model_fields}
-    assert set(Manifest.model_fields) - set(Facts.model_fields) == {"schema_version", "opset", "inputs", "outputs", "files"}
+    assert set(Manifest.model_fields) - set(Facts.model_fields) == {"schema_version", "opset", "inputs", "outputs", "files", "deployed"}
 
 
 def test_members_are_measured_in_one_session_with_the_devices_batch(tmp_path: Path) -> None:

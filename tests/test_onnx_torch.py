@@ -83,7 +83,10 @@ CASES: dict[str, list[bytes]] = {
     "Relu": [single("Relu")],
     "Reshape": [single("Reshape", np.array([2, -1])), single("Reshape", np.array([0, 0, 36]))],
     "Sigmoid": [single("Sigmoid")],
-    "Slice": [single("Slice", np.array([1, 0]), np.array([3, 9]), np.array([1, 3])), single("Slice", *(np.array([n]) for n in (0, -1, 2, 2)))],
+    "Slice": [
+        single("Slice", np.array([1, 0]), np.array([3, 9]), np.array([1, 3])),
+        single("Slice", *(np.array([n]) for n in (0, -1, 2, 2))),
+    ],
     "Sub": [single("Sub", normal(4, 1, 1))],
     "Tanh": [single("Tanh")],
     "Transpose": [single("Transpose", perm=[0, 2, 1, 3])],

@@ -54,11 +54,22 @@ def test_networks_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, rows: dict[tuple[int, ...], Row], about: dict[str, str]
 ) -> None:
     path = tmp_path_factory.mktemp("tables") / "networks" / "x.csv"
-    measured = {arch: dataclasses.replace(row, price=row.price + 1, source="measured") for arch, row in rows.items()}
+    measured = {arch: dataclasses.replace(row, price=row.price + 1) for arch, row in rows.items()}
     measured = {arch: dataclasses.replace(row, price=float(f"{row.price:.6g}")) for arch, row in measured.items()}
     table = NetworkTable("cpu-1t", "x", HERE, measured, about)
     table.save(path)
     assert NetworkTable.load(path) == table
+
+
+def test_networks_say_where_they_come_from(tmp_path: Path) -> None:
+    table = NetworkTable("cpu-1t", "x", HERE, {(0, 1): Row(1.5, source="modelled")}, {})
+    table.save(tmp_path / "x.csv")
+    assert NetworkTable.load(tmp_path / "x.csv").rows[0, 1].source == "modelled"
+    text = (tmp_path / "x.csv").read_text()
+    for old, new in (("modelled", "guessed"), (",source", "")):
+        (tmp_path / "x.csv").write_text(text.replace(old, new))
+        with pytest.raises(TableError, match="source must be one of|delete it and profile again"):
+            NetworkTable.load(tmp_path / "x.csv")
 
 
 def test_what_was_not_measured_stays_empty(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_bigrams_are_learnt_down_to_their_entropy(rhyme: Path) -> None:
     ("options", "says"),
     [
         ({"train": "nowhere.txt"}, "there is no file nowhere.txt"),
-        ({"vocabulary": 10}, r"vocabulary must be from 3 to 9, the different tokens of the train part"),
+        ({"vocabulary": 10}, r"vocabulary must be from 3 to 9, the tokens of the train part"),
         ({"vocabulary": 2}, "vocabulary"),
         ({"steps": 200}, r"rhyme\.txt: the train part must have at least 201 tokens"),
         ({"steps": 21, "valid_share": 0.1}, r"rhyme\.txt: the (test|valid) part must have at least 22 tokens"),

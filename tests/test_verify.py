@@ -22,13 +22,27 @@ from hwnas.config import Named
 from hwnas.data import load_data
 from hwnas.device import Device
 from hwnas.errors import DeviceError, ExportError
-from hwnas.export import MANIFEST, MODEL, WEIGHTS, Measured, describe, load_exporter, read_manifest, sha256, write_member
+from hwnas.export import (
+    INT8,
+    MANIFEST,
+    MODEL,
+    WEIGHTS,
+    Measured,
+    describe,
+    finish_member,
+    load_exporter,
+    quantiser,
+    read_manifest,
+    sha256,
+    write_member,
+    write_model,
+)
 from hwnas.measure import Measurement, Protocol, Timing
 from hwnas.network import Network
 from hwnas.profile import fingerprint
 from hwnas.space import load_space
 from hwnas.train import TrainSettings, evaluate_accuracy, train
-from hwnas.verify import MemberReport, graph_faults, verify
+from hwnas.verify import MemberReport, graph_faults, runtime_accuracy, verify
 
 DEVICE = Device(name="test", backend="onnxruntime")
 SPACE = {"input_size": 8, "channels": 1, "stem_width": 8, "head_width": 16, "stages": [{"widths": [8], "depth": 2}]}
@@ -125,6 +139,49 @@ def test_an_untouched_member_passes_everything_with_real_measuring(member: Path,
     assert "(1.000 ms when exported)" in found["latency"][0]
     assert "8 one by one" in found["outputs"][0]
     assert found["latency"][1] == "p50 at most 100 ms in one of 3 sessions"
+
+
+@pytest.fixture(scope="session")
+def quantised(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same member for an int8 device."""
+    folder = tmp_path_factory.mktemp("int8") / "m00"
+    device, data, manifest = DEVICE.model_copy(update={"precision": "int8"}), load_data("digits", {"size": 8}), read_manifest(exported)
+    network = Network(load_space("mobilenet_v2", SPACE), manifest.arch)
+    network.load_state_dict(load_state(exported / WEIGHTS)[0])
+    exporter = load_exporter(Named(name="onnx"), device)
+    file = write_model(folder, network, exporter, quantiser(device, data))
+    values = {"fp32_test_accuracy": manifest.values["test_accuracy"], "test_accuracy": runtime_accuracy(file, data)}
+    facts = describe(
+        network, data, device, fingerprint(device), hwnas_version="0.1", experiment="test",
+        data_section=Named.model_validate({"name": "digits", "size": 8}), exporter=Named(name="onnx"), values=values, predicted={},
+        budgets={"latency_ms": 100.0},
+    )  # fmt: skip
+    finish_member(folder, exporter, facts)
+    return folder
+
+
+def test_an_int8_device_gets_a_quantised_file_that_is_proved_too(quantised: Path, tmp_path: Path) -> None:
+    (report,) = verify(quantised, protocol=QUICK)
+    assert report.passed and {check.name: check.status for check in report.checks}["int8"] == "passed"
+    manifest = read_manifest(quantised)
+    assert manifest.deployed == INT8 and set(manifest.files) == {MODEL, INT8, WEIGHTS}
+    kinds = [node.op_type for node in onnx.load(quantised / INT8).graph.node]
+    assert "QuantizeLinear" in kinds and "QuantizeLinear" not in [node.op_type for node in onnx.load(quantised / MODEL).graph.node]
+    assert abs(manifest.values["test_accuracy"] - manifest.values["fp32_test_accuracy"]) < 0.05
+    shutil.copytree(quantised, tmp_path / "spoilt")
+    content = json.loads((tmp_path / "spoilt" / MANIFEST).read_text())
+    content["values"]["test_accuracy"] -= 0.02
+    (tmp_path / "spoilt" / MANIFEST).write_text(json.dumps(content))
+    (spoilt,) = verify(tmp_path / "spoilt", protocol=QUICK)
+    assert {"int8", "metadata"} == set(failed(spoilt))
+
+
+def test_a_model_is_quantised_only_for_runtimes_that_take_such() -> None:
+    data = load_data("digits", {"size": 8})
+    assert quantiser(DEVICE, data) is None
+    for backend in ("onnxruntime", "openvino", "tensorrt"):
+        assert quantiser(Device(name="x", backend=backend, precision="int8"), data) is not None
+    assert quantiser(Device(name="x", backend="command", precision="int8", options={"command": "true"}), data) is None
 
 
 def test_a_single_folder_is_a_member(member: Path, measured: Answers) -> None:

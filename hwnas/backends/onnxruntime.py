@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REQUIRES = ("onnxruntime", "onnx")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+QUANTISES = ("asymmetric",)
 CPU = "CPUExecutionProvider"
 SOURCES = {
     "CUDAExecutionProvider": "pip install onnxruntime-gpu",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 REQUIRES = ("openvino", "onnx", "onnxruntime")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+QUANTISES = ("asymmetric",)
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """In which type OpenVINO computes what is not quantised; left to itself it takes bf16 where the processor has it."""
 

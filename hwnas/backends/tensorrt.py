@@ -22,6 +22,7 @@ from hwnas.quantize import halve, quantize_randomly
 
 REQUIRES = ("tensorrt_rtx or tensorrt",)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+QUANTISES = ("symmetric",)
 
 
 class TensorRT:

@@ -32,7 +32,7 @@ class ONNX:
         self._opset = opset
 
     def write(self, network: Network, path: Path) -> None:
-        """The network in eval mode, its input `images` (or what else the space reads) and its output `logits`, batch axis first and dynamic.
+        """The network in eval mode, its input called what the space reads and its output `logits`, batch axis first and dynamic.
 
         Raises:
             ExportError: torch cannot export a layer, or only for one batch size or another opset.

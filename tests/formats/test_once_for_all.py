@@ -58,13 +58,19 @@ def test_the_table_is_the_space_and_sums_are_the_projects(test_data: Path, size:
     np.testing.assert_allclose(model.of(archs), [walked(space, arch, size, means) for arch in archs], rtol=1e-12)
 
 
-def test_the_published_30_ms_lie_inside_the_table_of_224(test_data: Path) -> None:
-    # The released network of 29.97 ms is not among the public data here: a necessary condition is all that is tested.
+# The blocks, stage by stage, of `ofa/ofa_specialized/note10_lat-30ms_top1-78.4_finetune-75` in han-cai/files @ a7c9bcd525e1.
+RELEASED = ("k3e3 k3e3", "k5e4 k3e3 k3e4", "k5e4 k5e4 k3e3", "k3e6 k3e4 k3e4", "k3e6 k3e6 k3e4 k3e3")
+
+
+def test_a_released_network_costs_what_its_authors_say(test_data: Path) -> None:
+    """They print 29.97 ms for it."""
     space = load_space("ofa_mobilenet_v3", {"width": 1.2})
     table = import_table("once_for_all", [test_data / "luts/ofa_note10_224.yaml"], "Note10", space).table
-    model = CostModel(space, table.price)
-    largest = [len(slot.choices) - 1 for slot in space.slots]
-    assert float(model.of([model.cheapest()])) < 29.97 < float(model.of([tuple(largest)]))
+    chosen: dict[str, str] = {}
+    for stage, blocks in enumerate(map(str.split, RELEASED), 1):
+        chosen |= {f"s{stage}.depth": str(len(blocks))} | {f"s{stage}.b{number}": block for number, block in enumerate(blocks, 1)}
+    arch = [slot.choices.index(chosen[slot.name]) if slot.name in chosen else 0 for slot in space.slots]
+    assert float(CostModel(space, table.price).of([tuple(arch)])) == pytest.approx(29.97, abs=0.005)
 
 
 def test_standard_errors_are_of_the_mean(test_data: Path) -> None:

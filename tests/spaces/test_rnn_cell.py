@@ -54,13 +54,15 @@ def by_hand(network: Network, tokens: Tensor, include_first: bool) -> Tensor:
     """The logits by the published equations, token after token."""
     space = network.space
     assert isinstance(space, RNNCell)
-    held = {site.tied: network.sites[str(space.module_index(i))] for i, site in enumerate(space.sites) if site.tied and i in network.indices}
-    embedding, decoder = (network.sites[str(space.module_index(i))] for i in (network.indices[0], network.indices[-1]))
+    modules = {i: network.sites[str(space.module_index(i))] for i in network.indices}
+    held = {space.sites[i].tied: module for i, module in modules.items()}
+    embedding, decoder = modules[network.indices[0]], modules[network.indices[-1]]
 
     def highway(x: Tensor, s: Tensor, layer: nn.Module, activation: str) -> Tensor:
         c, g = x @ layer.transfer.weight.T, x @ layer.candidate.weight.T  # type: ignore[operator, union-attr]
-        act = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid, "identity": lambda value: value}[activation]
-        return s + torch.sigmoid(c) * (act(g) - s)
+        acts: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+        found: Tensor = s + torch.sigmoid(c) * (acts.get(activation, torch.clone)(g) - s)
+        return found
 
     h = torch.zeros(len(tokens), SMALL["hidden"])
     logits = []
@@ -129,7 +131,7 @@ def test_every_node_is_in_every_network(rng: np.random.Generator) -> None:
 
 
 def renumbered(cell: list[tuple[int, str]], order: tuple[int, ...]) -> set[tuple[int, int, str]]:
-    number = {0: 0, **{node: place for node, place in enumerate(order, 1)}}
+    number = {0: 0, **dict(enumerate(order, 1))}
     return {(number[node], number[earlier], activation) for node, (earlier, activation) in enumerate(cell, 1)}
 
 
