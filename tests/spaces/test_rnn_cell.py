@@ -198,8 +198,9 @@ def test_a_search_on_text_ends_in_verified_models(
         },
         "space": {"name": "rnn_cell", "nodes": 3, "hidden": 48, "vocabulary": 500, "steps": 8, "tied": True},
         "objectives": ["loss", "latency_ms"],
-        "searcher": {"name": searcher}, "evaluator": {"name": "shared", "epochs": 2, "lr": 2.0, "weight_decay": 1e-5},
-        "trials": 12, "batch": 6, "final": {"members": 2, "training": {"epochs": 3, "lr": 2.0, "weight_decay": 1e-5}},
+        "searcher": {"name": searcher},
+        "evaluator": {"name": "shared", "epochs": 2, "lr": 1.0, "clip_norm": 0.25, "weight_decay": 1e-5},
+        "trials": 12, "batch": 6, "final": {"members": 2, "training": {"epochs": 3, "lr": 1.0, "clip_norm": 0.25, "weight_decay": 1e-5}},
     }  # fmt: skip
     experiment = parse(Experiment, given, "test")
     space = experiment.load_space()
