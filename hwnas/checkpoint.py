@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from hwnas.errors import RunError
@@ -66,3 +67,23 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(metadata, dict):
         raise RunError(f"{path} is a safetensors file that hwnas did not write; choose another place for the checkpoint")
     return tensors, metadata
+
+
+def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of its parameters, under `name.<parameter>.<entry>`."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"{name}.{i}.{entry}": value for i, state in states for entry, value in state.items() if isinstance(value, Tensor)}
+
+
+def load_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`, into a fresh optimiser of the same parameters; others may be among the tensors."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(f"{name}."):
+            _, parameter, entry = key.split(".")
+            states.setdefault(int(parameter), {})[entry] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight, state in optimizer.state.items():  # lying in memory as the weight does, or sums round otherwise
+        for entry, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[entry] = torch.empty_like(weight).copy_(value)

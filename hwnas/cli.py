@@ -110,6 +110,44 @@ def search(config: Config, overrides: Overrides = None, run: RunFolder = None, t
 
 
 @app.command()
+def compare(
+    config: Config,
+    overrides: Overrides = None,
+    searchers: Annotated[
+        str, typer.Option(help="Names separated by commas, options as in nsga2:population=20:mutation=0.2; random always plays.")
+    ] = "nsga2",
+    seeds: Annotated[int, typer.Option(help="How often each searcher plays, with the experiment's seed and those after it.")] = 20,
+    budget: Annotated[int, typer.Option(help="Distinct architectures that each may have evaluated.")] = 400,
+    jobs: Annotated[int, typer.Option(help="Contests at a time, where nothing is trained.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="The comparison's folder [default: runs/compare_<experiment>].")] = None,
+    tables: Tables = None,
+    as_json: Json = False,
+) -> None:
+    """Let searchers play against each other and random sampling on one evaluator; a comparison that was interrupted goes on."""
+    from hwnas.compare import compare as play
+    from hwnas.compare_chart import draw
+    from hwnas.compare_chart import tables as shown
+    from hwnas.config import load_experiment
+    from hwnas.export import replace_file
+
+    experiment = load_experiment(config, overrides or ())
+    folder = out or Path("runs") / f"compare_{experiment.name}"
+    names = [name for name in searchers.split(",") if name.strip()]
+    with _progress() as progress:
+        found = play(experiment, names, folder, seeds=seeds, budget=budget, jobs=jobs, tables=tables, progress=progress)
+    draw(found, folder / "comparison.png")
+    replace_file(folder / "result.json", found.json().encode())
+    if as_json:
+        typer.echo(found.json())
+        return
+    for title, header, rows in shown(found):
+        _table(title, header, rows)
+    for label, reason in found.left_out.items():
+        typer.echo(f"left out {label}: {reason}")
+    typer.echo(f"plot: {folder / 'comparison.png'}\nJSON: {folder / 'result.json'}")
+
+
+@app.command()
 def front(run: RunArgument, as_json: Json = False) -> None:
     """Show the Pareto front of a run: measured where it is exported, else predicted."""
     _show_front(_open_run(run), as_json)
@@ -443,7 +481,10 @@ def _checks(
 def _profile(experiment: Any, tables: Path | None, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     from hwnas.config import tables_root
     from hwnas.profile import DeviceTables, profile_networks, profile_operators, unmeasured
+    from hwnas.search import TABULAR
 
+    if experiment.evaluator.name == TABULAR:
+        raise ConfigError(f"{experiment.name} reads a benchmark's file, so there is nothing to measure or to train; use `hwnas search`")
     space = experiment.load_space()
     here = DeviceTables.here(tables_root(tables), experiment.load_device())
     operators = space.operators()
@@ -519,6 +560,19 @@ def _show_front(run: Run, as_json: bool, out: Path | None = None) -> None:
     Console().print(shown)
     for name, reason in found["left_out"].items():
         typer.echo(f"left out {name}: {reason}")
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on the screen; the first column is text, the others are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title)
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
 
 
 def _plugins(kind: str, as_json: bool) -> None:

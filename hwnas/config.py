@@ -64,7 +64,7 @@ class Experiment(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "cpu-1t"
     space: Named
-    data: Named
+    data: Named | None = None
     objectives: Annotated[list[str], Field(min_length=1)] = ["error", "latency_ms"]
     budgets: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
@@ -82,9 +82,15 @@ class Experiment(BaseModel):
         return load_device(self.device)
 
     def load_data(self) -> Dataset:
-        """The experiment's data set."""
+        """The experiment's data set.
+
+        Raises:
+            ConfigError: it has no data section.
+        """
         from hwnas.data import load_data
 
+        if self.data is None:
+            raise ConfigError(f"the experiment {self.name} has no data section, and only the evaluator tabular does without; add one")
         return load_data(self.data.name, self.data.options)
 
     def load_space(self) -> SearchSpace:

@@ -79,7 +79,7 @@ class CostModel(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self.once = once and bool(space.module_of)
+        self.once = once and space.reuses
         self.metric = metric
         self.offset = float(offset)
         self.uncertainty = uncertainty
@@ -262,7 +262,57 @@ class PeakMemory(nn.Module):
         return cheapest(self, self.space)
 
 
-Cost = CostModel | PeakMemory
+class TabularCost(nn.Module):
+    """A tabulated metric of whole networks behind the interface of a cost model; of soft rows nothing is known.
+
+    Args:
+        values: an array of shape `space.num_choices`, NaN for what has no path to the output, or a function of the architecture.
+    """
+
+    additive = False
+    expects = False
+    uncertainty = None
+
+    def __init__(self, space: SearchSpace, metric: str, values: NDArray[np.float64] | Callable[[Architecture], float]) -> None:
+        super().__init__()
+        self.space = space
+        self.metric = metric
+        self._values = values
+
+    def forward(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch"]:
+        """The cost of one-hot rows.
+
+        Raises:
+            SpaceError: rows that are not one-hot.
+        """
+        if not bool(((probs == 0) | (probs == 1)).all()):
+            raise SpaceError(
+                f"{self.metric} is tabulated for whole architectures and has no expectation to follow; choose a searcher without one"
+            )
+        return self.of(probs.argmax(-1).reshape(-1, len(self.space.slots))).to(probs).reshape(probs.shape[:-2])
+
+    def of(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
+        """Cost of each architecture; infinite for what has no path to the output and does not stand in the table."""
+        rows = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
+        if callable(self._values):
+            return torch.tensor([self._values(tuple(row)) for row in rows.tolist()], dtype=torch.float64)
+        found = torch.as_tensor(self._values[tuple(rows.T.numpy())], dtype=torch.float64)
+        return found.nan_to_num(nan=math.inf)
+
+    def deviation(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
+        """0: what stands in the table is taken for the truth."""
+        return torch.zeros(len(archs), dtype=torch.float64)
+
+    def upper(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture], confidence: float = 0.95) -> Float[Tensor, "n"]:
+        """The same as `of`."""
+        return self.of(archs)
+
+    def cheapest(self) -> Architecture:
+        """An architecture of least cost, as far as `CostModel.cheapest` finds it."""
+        return cheapest(self, self.space)
+
+
+Cost = CostModel | PeakMemory | TabularCost
 """What searchers, evaluators and budgets ask: `forward(probs)`, `of(archs)`, `upper(archs)`, `cheapest()`."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,7 +18,7 @@ from hwnas.data import Dataset
 from hwnas.errors import ConfigError, RunError, nearest
 from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet import Supernet
-from hwnas.train import TrainSettings, evaluate_accuracy, recalibrate_batch_norm, train
+from hwnas.train import TrainSettings, evaluate_accuracy, make_fabric, recalibrate_batch_norm, train
 
 Draw = Callable[[np.random.Generator], Architecture]
 
@@ -146,6 +147,11 @@ class SharedWeights:
                 for norm in [layer for layer in module.body.modules() if isinstance(layer, nn.BatchNorm2d)][-1:]:
                     nn.init.zeros_(norm.weight)
         self._prepared = False
+
+    @cached_property
+    def fabric(self) -> Any:
+        """What a gradient searcher trains with."""
+        return make_fabric(self.settings)
 
     def prepare(self, progress: Callable[[int, int], None]) -> None:
         """Trains the supernet, once; `progress(done, of)` counts epochs. Not for a supernet that a searcher trains.

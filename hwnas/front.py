@@ -33,7 +33,7 @@ from hwnas.pareto import hypervolume, nondominated, reference_point
 from hwnas.profile import DeviceTables, fingerprint, paper_costs, source_of
 from hwnas.report import draw_png, front_data, write_html
 from hwnas.run import Run
-from hwnas.search import Member, load_member, read_members
+from hwnas.search import TABULAR, Member, load_member, read_members
 from hwnas.table import Source
 from hwnas.train import evaluate_accuracy
 from hwnas.verify import runtime_accuracy
@@ -72,6 +72,8 @@ def export_run(
         ExportError: a model cannot be written.
     """
     experiment = run.experiment
+    if experiment.evaluator.name == TABULAR or experiment.data is None:
+        raise ExportError(f"{run.folder} was searched on a benchmark's file: nothing was trained, so there is nothing to export")
     device, space = experiment.load_device(), experiment.load_space()
     members = read_members(run)
     costs = dict.fromkeys((*paper_costs(space, device), "energy_mj"))
@@ -150,16 +152,17 @@ def report_run(run: Run, out: Path | None = None) -> list[Path]:
             "name": experiment.name,
             "seed": str(experiment.seed),
             "space": experiment.space.name,
-            "data": experiment.data.name,
+            "data": "none" if experiment.data is None else experiment.data.name,
             "searcher": experiment.searcher.name,
             "evaluator": experiment.evaluator.name,
-            "energy": _energy_text(experiment.load_device()),
             "trials": str(len(trials)),
         }
     }
-    if found["basis"] != "predicted":
-        facts["Device and runtime"] = {"device": experiment.device, **read_export(out or run.folder / "export").fingerprint}
-    facts["Measuring protocol"] = Protocol().as_text()
+    if found["basis"] != "tabulated":
+        facts["Experiment"]["energy"] = _energy_text(experiment.load_device())
+        if found["basis"] != "predicted":
+            facts["Device and runtime"] = {"device": experiment.device, **read_export(out or run.folder / "export").fingerprint}
+        facts["Measuring protocol"] = Protocol().as_text()
     data = front_data(found, trials, objectives, found["budgets"], facts, title=experiment.name, subtitle=experiment.description)
     paths = [run.folder / "front.png", run.folder / "report.html"]
     draw_png(data, paths[0])
@@ -184,9 +187,10 @@ def read_export(folder: Path) -> Exported:
 def front_of(run: Run, out: Path | None = None) -> dict[str, Any]:
     """The run's front as plain data, the fastest member first.
 
-    Keys: `objectives`, `basis` ("measured" after an export, "modelled" if the device computes times, else "predicted": they
-    never mix, and what a modelled device says of a member stands in the export's record only), `reference_point`,
-    `hypervolume`, `budgets`, `members` (each with `name`, `arch`, `values`, `predicted`, `measured`, `files`), `left_out`.
+    Keys: `objectives`, `basis` ("measured" after an export, "modelled" if the device computes times, "tabulated" where a benchmark's
+    file was searched, else "predicted": they never mix, and what a modelled device says of a member stands in the export's record
+    only), `reference_point`, `hypervolume`, `budgets`, `members` (each with `name`, `arch`, `values`, `predicted`, `measured`,
+    `files`), `left_out`.
 
     Raises:
         RunError: the run has no trained members yet.
@@ -198,7 +202,7 @@ def front_of(run: Run, out: Path | None = None) -> dict[str, Any]:
     facts: dict[str, Facts] = {}
     budgets = dict(run.experiment.budgets)
     objectives = _objectives(run, members[0].predicted)
-    basis: Source | Literal["predicted"] = "predicted"
+    basis: Source | Literal["predicted", "tabulated"] = "tabulated" if run.experiment.evaluator.name == TABULAR else "predicted"
     if (folder / RECORD).exists():
         record = read_export(folder)
         basis = source_of(record.fingerprint)

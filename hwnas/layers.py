@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hwnas.errors import SpaceError, nearest
 from hwnas.op import OpSpec
@@ -110,6 +111,38 @@ class ChannelShuffle(nn.Module):
         return out
 
 
+class Crop(nn.Module):
+    """The map without its first row and column; zeros behind an odd side, so that every second of what is left is `ceil(side / 2)`."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.pads = (0, width % 2, 0, height % 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = x[:, :, 1:, 1:]
+        return functional.pad(inside, self.pads) if any(self.pads) else inside
+
+
+class ChannelIndex(nn.Module):
+    """The channels `index`, in that order; the same one may stand there several times."""
+
+    index: Tensor
+
+    def __init__(self, index: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("index", torch.tensor(index))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.index_select(x, 1, self.index)
+
+
+class Concat(nn.Module):
+    """All its inputs one behind the other, channel by channel."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, 1)
+
+
 @operator("identity")
 def identity(op: OpSpec) -> nn.Module:
     """Hands its input on; no node of an exported graph."""
@@ -164,12 +197,78 @@ def mbconv(op: OpSpec) -> nn.Module:
     return Residual(body, nn.Identity()) if op.stride == 1 and op.c_in == op.c_out else body
 
 
+def _pool(op: OpSpec, odd: nn.Module, even: nn.Module) -> nn.Module:
+    """A pooling that keeps its channels; a 2x2 one repeats the last row and column where they have no partner."""
+    if op.c_in != op.c_out or (op.kernel % 2 == 0 and op.kernel > 2):
+        raise SpaceError(f"{op} must keep its channels and have a kernel of 2 or an odd one to be a pooling")
+    if op.kernel % 2:
+        return odd
+    last = [int(op.stride == 1 or side % 2 == 1) for side in (op.width, op.height)]
+    return nn.Sequential(nn.ReplicationPad2d((0, last[0], 0, last[1])), even) if any(last) else even
+
+
 @operator("avg_pool")
 def avg_pool(op: OpSpec) -> nn.Module:
     """Average pooling whose border windows count only what is inside."""
-    if op.c_in != op.c_out:
-        raise SpaceError(f"{op} must keep its channels to be a pooling")
-    return nn.AvgPool2d(op.kernel, op.stride, (op.kernel - 1) // 2, count_include_pad=False)
+    odd = nn.AvgPool2d(op.kernel, op.stride, op.kernel // 2, count_include_pad=False)
+    return _pool(op, odd, nn.AvgPool2d(op.kernel, op.stride))
+
+
+@operator("max_pool")
+def max_pool(op: OpSpec) -> nn.Module:
+    """Maximum pooling; the output is `ceil(size / stride)`."""
+    return _pool(op, nn.MaxPool2d(op.kernel, op.stride, op.kernel // 2), nn.MaxPool2d(op.kernel, op.stride))
+
+
+@operator("sep_conv")
+def sep_conv(op: OpSpec) -> nn.Module:
+    """Depthwise and 1x1 convolution and BatchNorm, twice, the stride in the first, a ReLU between; what it reads has had its ReLU."""
+    first = [conv(op.c_in, op.c_in, op.kernel, op.stride, op.c_in), conv(op.c_in, op.c_out, 1), nn.BatchNorm2d(op.c_out), nn.ReLU()]
+    return nn.Sequential(*first, conv(op.c_out, op.c_out, op.kernel, 1, op.c_out), conv(op.c_out, op.c_out, 1), nn.BatchNorm2d(op.c_out))
+
+
+class FactorizedReduce(nn.Module):
+    """Half the map: two 1x1 convolutions of stride 2, the second a pixel further on, their channels together, and BatchNorm."""
+
+    def __init__(self, c_in: int, c_out: int, height: int, width: int) -> None:
+        super().__init__()
+        self.left = conv(c_in, c_out // 2, 1, 2)
+        self.right = nn.Sequential(Crop(height, width), conv(c_in, c_out - c_out // 2, 1, 2))
+        self.norm = nn.BatchNorm2d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(torch.cat((self.left(x), self.right(x)), 1))
+        return out
+
+
+@operator("factorized_reduce")
+def factorized_reduce(op: OpSpec) -> nn.Module:
+    """A skip that halves the map (NASNet, arXiv 1707.07012); what it reads has had its ReLU."""
+    if op.stride != 2 or op.c_out < 2:
+        raise SpaceError(f"{op} must have a stride of 2 and two channels at least to be a factorized reduction")
+    return FactorizedReduce(op.c_in, op.c_out, op.height, op.width)
+
+
+@operator("concat")
+def concat(op: OpSpec) -> nn.Module:
+    """Several inputs one behind the other; `c_in` is what they have together."""
+    if (op.c_in, op.stride) != (op.c_out, 1):
+        raise SpaceError(f"{op} must keep the channels of its inputs together to be a concatenation")
+    return Concat()
+
+
+@operator("learned_group_conv")
+def learned_group_conv(op: OpSpec) -> nn.Module:
+    """CondenseNet's learned group convolution as it is deployed (arXiv 1711.09224), with as many groups as its condensation factor.
+
+    Every group reads its own `c_in / groups` channels by index, a 1x1 convolution in groups, and the channels are dealt
+    out in turn. Before anything is learned the indices are dealt out in turn as well.
+    """
+    if op.c_in % op.groups or op.c_out % op.groups:
+        raise SpaceError(f"{op} has channels that {op.groups} groups do not divide; choose widths of which {op.groups} is a factor")
+    dealt = [channel for group in range(op.groups) for channel in range(group, op.c_in, op.groups)]
+    shuffle = ChannelShuffle(op.groups, (op.c_out, op.height, op.width))
+    return nn.Sequential(ChannelIndex(dealt), conv(op.c_in, op.c_out, 1, groups=op.groups), shuffle)
 
 
 @operator("resnet_reduction")

@@ -22,7 +22,8 @@ def execute(
 ) -> Float[Tensor, "batch classes *steps"]:
     """The value of the output node where exactly the sites `indices` (topological order, none dead) are there.
 
-    `modules` holds a site's operator under `str(space.module_index(index))`; `weights` scales what a site writes (1 where it is None).
+    `modules` holds a site's operator under `str(space.module_index(index))`; `weights` scales what a site writes (1 where it is None),
+    in all images or in each by a number of its own.
     A dead input of a site that has others is zeros. What is weightless is computed once for the same value.
 
     Raises:
@@ -45,7 +46,7 @@ def execute(
             if site.weightless:
                 computed[known] = out
         if weights is not None:
-            out = out * weights[i]
+            out = out * weights[i].reshape(-1, *[1] * (out.ndim - 1))
         values[site.output] = values[site.output] + out if site.output in values else out
     return values[space.output]
 

@@ -212,6 +212,15 @@ def _unsqueeze(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Nod
     return x
 
 
+def _pad(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    """Of maps: the pads in front of and behind each of four axes, of which the first two have none."""
+    pads, mode = reader.constant(node, 1), options.get("mode", b"constant").decode()
+    if mode not in ("constant", "edge") or len(pads) != 8 or any(pads[i] for i in (0, 1, 4, 5)) or reader.constant(node, 2, 0.0):
+        raise DeviceError(f"torch has no translation of a Pad that does more than widen maps by zeros or by their edge: {pads}, {mode}")
+    sides = (pads[3], pads[7], pads[2], pads[6])
+    return reader.call(functional.pad, reader.value(node.input[0]), sides, mode={"edge": "replicate"}.get(mode, mode))
+
+
 def _hard_sigmoid(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
     scaled = reader.call(operator.mul, reader.value(node.input[0]), options.get("alpha", 0.2))
     return reader.call(torch.clamp, reader.call(operator.add, scaled, options.get("beta", 0.5)), 0.0, 1.0)
@@ -235,6 +244,7 @@ RULES: dict[str, Rule] = {
     "MatMul": _direct(torch.matmul),
     "MaxPool": _max_pool,
     "Mul": _direct(operator.mul),
+    "Pad": _pad,
     "ReduceMean": _reduce_mean,
     "Relu": _direct(functional.relu),
     "Reshape": _reshape,

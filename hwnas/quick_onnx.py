@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from torch import fx, nn
 
 from hwnas.errors import SpaceError
-from hwnas.layers import ChannelShuffle
+from hwnas.layers import ChannelIndex, ChannelShuffle, Concat, Crop
 
 OPSET = 18
 Rule = Callable[..., str]
@@ -124,6 +124,27 @@ def _channel_shuffle(graph: Graph, layer: ChannelShuffle, x: str) -> str:
     return graph.add("Reshape", [dealt, graph.constant(np.array([0, *layer.shape]))])
 
 
+def _max_pool(graph: Graph, layer: nn.MaxPool2d, x: str) -> str:
+    shape, strides, pads = _pair(layer.kernel_size), _pair(layer.stride), _pair(layer.padding) * 2
+    return graph.add("MaxPool", [x], kernel_shape=shape, strides=strides, pads=pads)
+
+
+def _pad(graph: Graph, x: str, pads: tuple[int, ...], mode: str) -> str:
+    left, right, top, bottom = pads
+    return graph.add("Pad", [x, graph.constant(np.array([0, 0, top, left, 0, 0, bottom, right]))], mode=mode)
+
+
+def _crop(graph: Graph, layer: Crop, x: str) -> str:
+    most = np.iinfo(np.int64).max
+    inside = graph.add("Slice", [x, *(graph.constant(np.array(numbers)) for numbers in ([1, 1], [most, most], [2, 3]))])
+    return _pad(graph, inside, layer.pads, "constant") if any(layer.pads) else inside
+
+
+def _channel_index(graph: Graph, layer: ChannelIndex, x: str) -> str:
+    dealt = np.random.default_rng(0).permutation(layer.index.shape[0])  # the module may be on the meta device
+    return graph.add("Gather", [x, graph.constant(dealt)], axis=1)
+
+
 RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
     nn.BatchNorm2d: _batch_norm,
@@ -138,7 +159,12 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Tanh: lambda graph, layer, x: graph.add("Tanh", [x]),
     nn.Hardswish: lambda graph, layer, x: graph.add("HardSwish", [x]),
     nn.Hardsigmoid: lambda graph, layer, x: graph.add("HardSigmoid", [x], alpha=1 / 6, beta=0.5),
+    nn.MaxPool2d: _max_pool,
+    nn.ReplicationPad2d: lambda graph, layer, x: _pad(graph, x, layer.padding, "edge"),
     ChannelShuffle: _channel_shuffle,
+    ChannelIndex: _channel_index,
+    Concat: lambda graph, layer, *inputs: graph.add("Concat", list(inputs), axis=1),
+    Crop: _crop,
     nn.Identity: lambda graph, layer, x: x,
 }
 """How each kind of torch layer is written; a space with a layer of its own adds its rule here."""
@@ -162,7 +188,8 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
     It may live on the meta device. Without `out_shape` it runs once to find out, which takes longer than all the rest.
 
     Raises:
-        SpaceError: the module holds a layer that `RULES` has no rule for, or does something that is neither a layer nor a sum or product.
+        SpaceError: the module holds a layer that `RULES` has no rule for, or does what is neither a layer nor in `FUNCTIONS`
+            nor a concatenation of channels.
     """
     module.eval()
     if out_shape is None:
@@ -185,10 +212,14 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
             names[node] = RULES[type(layer)](graph, layer, *(names[argument] for argument in node.args))
         elif node.op == "call_function" and node.target in FUNCTIONS and all(argument in names for argument in node.args):
             names[node] = graph.add(FUNCTIONS[node.target], [names[argument] for argument in node.args])
+        elif node.op == "call_function" and node.target is torch.cat and node.args[1:] == (1,):
+            names[node] = graph.add("Concat", [names[argument] for argument in node.args[0]], axis=1)
         elif node.op == "output":
             output = names[node.args[0]]
         else:
-            raise SpaceError(f"quick_onnx can write layers, sums and products, but the module also does {node.format_node()}")
+            raise SpaceError(
+                f"quick_onnx can write layers, sums, products and concatenations of channels, but the module also does {node.format_node()}"
+            )
     if output == "input":
         output = graph.add("Identity", ["input"])
     value = helper.make_tensor_value_info

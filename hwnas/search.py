@@ -31,22 +31,26 @@ from hwnas.profile import DeviceTables
 from hwnas.run import Run
 from hwnas.searcher import Problem, Searcher
 from hwnas.space import Architecture, SearchSpace
+from hwnas.tabular import evaluator_and_costs
 from hwnas.workers import Job, ShortTraining, TrainingPool
 
-EVALUATORS = ("shared", "short")
+TABULAR = "tabular"
+EVALUATORS = ("shared", "short", TABULAR)
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """Everything an experiment names, made, and checked to fit together."""
+    """Everything an experiment names, made, and checked to fit together; data, device and tables where it does not read a benchmark."""
 
     experiment: Experiment
     space: SearchSpace
-    data: Dataset
-    device: Device
-    tables: DeviceTables
+    data: Dataset | None
+    device: Device | None
+    tables: DeviceTables | None
     costs: dict[str, Cost]
     objectives: tuple[Objective, ...]
+    evaluator: Evaluator | None = None
+    """The one that reads a benchmark."""
 
 
 def check_fit(experiment: Experiment, space: SearchSpace, data: Dataset) -> None:
@@ -79,14 +83,16 @@ def assemble(experiment: Experiment, tables: Path | None = None) -> Assembly:
     Raises:
         HwnasError: whatever does not exist, does not fit, or has not been measured on this machine.
     """
+    if experiment.evaluator.name not in EVALUATORS:
+        raise ConfigError(f"there is no evaluator called {experiment.evaluator.name!r}; {nearest(experiment.evaluator.name, EVALUATORS)}")
+    if experiment.evaluator.name == TABULAR:
+        return _assemble_tabular(experiment)
     device = experiment.load_device()
     space = experiment.load_space()
     data = experiment.load_data()
     check_fit(experiment, space, data)
     plugins.options("searchers", experiment.searcher.name, experiment.searcher.options)
     plugins.options("exporters", experiment.exporter.name, experiment.exporter.options)
-    if experiment.evaluator.name not in EVALUATORS:
-        raise ConfigError(f"there is no evaluator called {experiment.evaluator.name!r}; {nearest(experiment.evaluator.name, EVALUATORS)}")
     train_settings(experiment.evaluator.options, "evaluator")
     experiment.final_training()
     here = DeviceTables.here(tables_root(tables), device)
@@ -96,20 +102,42 @@ def assemble(experiment: Experiment, tables: Path | None = None) -> Assembly:
     return Assembly(experiment, space, data, device, here, costs, objectives)
 
 
-def make_shared(assembly: Assembly, run: Run) -> SharedWeights:
-    """The supernet that the evaluator, or a gradient searcher, trains."""
+def _assemble_tabular(experiment: Experiment) -> Assembly:
+    """Space, evaluator and costs of a benchmark's file; data only where there is a section of it, for a searcher that trains a supernet."""
+    space = experiment.load_space()
+    data = None if experiment.data is None else experiment.load_data()
+    if data is not None:
+        check_fit(experiment, space, data)
+    plugins.options("searchers", experiment.searcher.name, experiment.searcher.options)
+    options = plugins.checked_options(evaluator_and_costs, experiment.evaluator.options, "evaluator 'tabular'")
+    evaluator, costs = evaluator_and_costs(space, **options)
+    known = [*evaluator.names, *costs]
+    for name in experiment.objectives:
+        if name not in known:
+            raise ConfigError(f"evaluator.values gives no column for the objective {name!r}; {nearest(name, known)}")
+    objectives = tuple(Objective.named(name, list(costs)) for name in experiment.objectives)
+    Problem(space, objectives, costs, experiment.budgets, experiment.confidence)
+    return Assembly(experiment, space, data, None, None, costs, objectives, evaluator)
+
+
+def make_shared(assembly: Assembly, folder: Path) -> SharedWeights | None:
+    """The supernet that the evaluator, or a gradient searcher, trains, its checkpoint in `folder`; none without data."""
     experiment = assembly.experiment
+    if assembly.data is None:
+        return None
     options = experiment.evaluator.options if experiment.evaluator.name == "shared" else {}
     settings = train_settings(options, "evaluator")
     problem = Problem(assembly.space, assembly.objectives, assembly.costs, experiment.budgets, experiment.confidence)
-    checkpoint = run.folder / "supernet.safetensors"
+    checkpoint = folder / "supernet.safetensors"
     return SharedWeights(assembly.space, assembly.data, settings, experiment.seed, checkpoint, draw=problem.random)
 
 
-def make_evaluator(assembly: Assembly, shared: SharedWeights) -> Evaluator:
+def make_evaluator(assembly: Assembly, shared: SharedWeights | None) -> Evaluator:
     """The evaluator that the experiment names."""
     evaluator = assembly.experiment.evaluator
-    if evaluator.name == "shared":
+    if assembly.evaluator is not None:
+        return assembly.evaluator
+    if evaluator.name == "shared" and shared is not None:
         return shared
     return ShortTraining(assembly.experiment, train_settings(evaluator.options, "evaluator"))
 
@@ -122,20 +150,25 @@ def evaluation_seed(experiment: Experiment, arch: Architecture) -> int:
 def run_search(experiment: Experiment, folder: Path | str, *, tables: Path | None = None, progress: Progress = silent) -> Run:
     """Searches, or goes on where a search in that folder stopped, and trains the members of the front in full.
 
+    The members of a search on a benchmark's file are the whole front of what was looked up, and nothing is trained.
+
     Raises:
         HwnasError: the configuration, tables, data or folder cannot be used.
     """
     assembly = assemble(experiment, tables)
     run = Run.create(Path(folder), experiment)
     shared = run_trials(assembly, run, progress)
-    train_members(assembly, run, shared, progress)
+    if shared is None or assembly.evaluator is not None:
+        record_members(assembly, run)
+    else:
+        train_members(assembly, run, shared, progress)
     return run
 
 
-def run_trials(assembly: Assembly, run: Run, progress: Progress = silent, evaluator: Evaluator | None = None) -> SharedWeights:
+def run_trials(assembly: Assembly, run: Run, progress: Progress = silent, evaluator: Evaluator | None = None) -> SharedWeights | None:
     """Asks and evaluates until the experiment's number of trials is there, or the searcher has nothing more to ask."""
     experiment = assembly.experiment
-    shared = make_shared(assembly, run)
+    shared = make_shared(assembly, run.folder)
     problem = Problem(assembly.space, assembly.objectives, assembly.costs, experiment.budgets, experiment.confidence, shared)
     rng = np.random.default_rng(experiment.seed)
     searcher: Searcher = plugins.build("searchers", experiment.searcher.name, experiment.searcher.options, problem, rng)
@@ -237,6 +270,18 @@ def train_members(assembly: Assembly, run: Run, shared: SharedWeights, progress:
     return [read_member(folder) for folder in folders]
 
 
+def record_members(assembly: Assembly, run: Run) -> list[Member]:
+    """The front of the trials as members without weights: what a benchmark's file says of a network needs no training."""
+    trials = run.trials(assembly.space)
+    values = np.array([trial.vector(assembly.objectives) for trial in trials], dtype=np.float64)
+    for number, index in enumerate(np.flatnonzero(nondominated(values))):
+        folder = run.folder / "members" / f"m{number:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = trials[index]
+        _write_member(assembly, trial, folder, {name: value for name, value in trial.values.items() if name not in assembly.costs})
+    return read_members(run)
+
+
 def _trained(run: Run, shared: SharedWeights) -> SharedWeights:
     """The shared weights as the search left them."""
     saved = run.load_searcher()
@@ -250,6 +295,11 @@ def _trained(run: Run, shared: SharedWeights) -> SharedWeights:
 def _finish_member(assembly: Assembly, trial: Trial, folder: Path, values: dict[str, float]) -> None:
     if not math.isfinite(values["loss"]):
         raise ConfigError(f"training {assembly.space.describe(trial.arch)} in full diverged; lower final.training.lr")
+    _write_member(assembly, trial, folder, values)
+    (folder / "training.safetensors").unlink(missing_ok=True)
+
+
+def _write_member(assembly: Assembly, trial: Trial, folder: Path, values: dict[str, float]) -> None:
     predicted = {
         metric: {"mean": float(cost.of([trial.arch])[0]), "upper": float(cost.upper([trial.arch], assembly.experiment.confidence)[0])}
         for metric, cost in assembly.costs.items()
@@ -258,7 +308,6 @@ def _finish_member(assembly: Assembly, trial: Trial, folder: Path, values: dict[
     unfinished = folder / "member.json.tmp"
     unfinished.write_text(member.model_dump_json(indent=1), encoding="utf-8")
     os.replace(unfinished, folder / "member.json")
-    (folder / "training.safetensors").unlink(missing_ok=True)
 
 
 def read_member(folder: Path) -> Member:

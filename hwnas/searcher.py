@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hwnas.cost import Cost, CostModel
+from hwnas.cost import Cost, CostModel, TabularCost
 from hwnas.errors import BudgetError, ConfigError, nearest
 from hwnas.evaluate import Objective, SharedWeights, Trial
 from hwnas.op import OpSpec
@@ -151,6 +151,20 @@ class Problem:
                 arch = near
         return arch
 
+    def resource(self, name: str = "") -> str:
+        """The metric of that name; by default the first objective that is a cost, else the first budget.
+
+        Raises:
+            ConfigError: nothing gives it, or none of the objectives is a cost.
+        """
+        wanted = [*(objective.name for objective in self.objectives), *self.budgets]
+        found = name or next((metric for metric in wanted if metric in self.costs), "")
+        if not found:
+            raise ConfigError(f"none of the objectives is a cost; set resource to one of {', '.join(sorted(self.costs))}")
+        if found not in self.costs:
+            raise ConfigError(f"nothing gives the resource {found!r}; {nearest(found, self.costs)}")
+        return found
+
     def known(self, archs: Sequence[Architecture]) -> dict[str, NDArray[np.float64]]:
         """The cost of each architecture by metric: known before anything is trained."""
         return {metric: cost.of(archs).numpy() for metric, cost in self.costs.items()}
@@ -158,6 +172,8 @@ class Problem:
 
 def dominating(cost: Cost, arch: Architecture, most: int = 3) -> str:
     """The operators that an architecture spends most on, with their share, as text."""
+    if isinstance(cost, TabularCost):
+        return "operators that a table of whole networks does not tell apart"
     if not isinstance(cost, CostModel):
         return "its largest activations"
     prices: dict[OpSpec, float] = dict(zip(cost.operators, cost.price.tolist(), strict=True))

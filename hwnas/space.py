@@ -255,6 +255,11 @@ class SearchSpace:
                 found.setdefault(site.tied, i)
         return found
 
+    @cached_property
+    def reuses(self) -> bool:
+        """Whether a network may use one module at several sites; tied sites that are alternatives share it, but one at a time."""
+        return any(_any_together([site for site in self.sites if site.tied == tie]) for tie in self.module_of)
+
     def module_index(self, index: int) -> int:
         """The index of the site under which the module of site `index` stands: its own, or the first of those it is tied to."""
         return self.module_of.get(self.sites[index].tied, index)

@@ -22,6 +22,9 @@ class Supernet(nn.Module):
     where the node is read beside its alternatives: earlier, the next BatchNorm would take it away again. A site is
     also weighted by the probability that something feeds it, so that under one-hot probabilities the output is exactly
     that of the network (a BatchNorm of zeros is not zero), and the supernet is continuous there.
+
+    Every image may have probabilities of its own, (batch, slot, choice). In eval mode each then gets what it would get
+    alone; in train mode BatchNorm takes its statistics over all images, those too that do not use what a site writes.
     """
 
     def __init__(self, space: SearchSpace, generator: torch.Generator | None = None) -> None:
@@ -33,22 +36,23 @@ class Supernet(nn.Module):
             layers.initialise(self, generator)
 
     def forward(
-        self, images: Float[Tensor, "batch channel height width"], probs: Float[Tensor, "slot choice"]
+        self, images: Float[Tensor, "batch channel height width"], probs: Float[Tensor, "*each slot choice"]
     ) -> Float[Tensor, "batch classes *steps"]:
         """Logits under `probs`, each slot's row padded with zeros behind its last choice; sites of weight 0 do not run.
 
         Raises:
-            SpaceError: soft rows, where the space has a rule of its own for what an architecture chooses.
+            SpaceError: soft rows or rows for each image, where the space has a rule of its own for what an architecture chooses.
         """
         if not self.space.expectable:
-            if not bool(((probs == 0) | (probs == 1)).all()):
+            if probs.ndim > 2 or not bool(((probs == 0) | (probs == 1)).all()):
                 raise SpaceError(
                     f"{self.space.name} chooses its operators by a rule, so its networks cannot be mixed; "
                     "use a searcher that trains one network at a time"
                 )
             return self.of(images, probs.argmax(-1).tolist())
-        indices, weights, scale = self._weights(probs)
-        return execute(self.space, indices, self.sites, images, weights) * scale
+        indices, weights, scale = self._weights(probs.movedim((-2, -1), (0, 1)))
+        logits = execute(self.space, indices, self.sites, images, weights)
+        return logits * scale.reshape(-1, *[1] * (logits.ndim - 1))
 
     def of(self, images: Float[Tensor, "batch channel height width"], arch: Sequence[int]) -> Float[Tensor, "batch classes *steps"]:
         """Logits of one architecture's network with the shared weights."""
@@ -78,7 +82,7 @@ class Supernet(nn.Module):
     def _weights(self, probs: Tensor) -> tuple[list[int], dict[int, Tensor], Tensor]:
         gates, last = self._gates
         one = probs.new_ones(())
-        support = probs.detach() > 0
+        support = (probs.detach() > 0).reshape(*probs.shape[:2], -1).any(-1)
         possible = [i for i, s in enumerate(self.space.sites) if all(bool(support[d]) for d in s.when)]
         indices = list(self.space.prune(possible))
         fed: dict[str, Tensor] = {self.space.input: one}

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 OVERHEAD = "every network"
 """The stage of what a network costs beside its operators."""
 _UNITS = {"latency_ms": ("latency", "ms"), "energy_mj": ("energy", "mJ"), "peak_mb": ("peak memory", "MB")}
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#332288", "#999933", "#882255")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#332288", "#999933", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 """Told apart by readers who see no red or no green too (most colours are Okabe and Ito's or Tol's); the markers differ as well."""
-_INK, _GRID, _MUTED = "#1f2933", "#e4e7eb", "#52606d"
+INK, GRID, MUTED = "#1f2933", "#e4e7eb", "#52606d"
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,8 @@ def draw(chart: Chart, path: Path) -> None:
     if ending not in ("png", "svg"):
         raise ConfigError(f"--out must end in .png or .svg, but is {path}")
     style: Any = {
-        "font.size": 10, "axes.edgecolor": "#9aa5b1", "axes.labelcolor": _INK, "text.color": _INK, "xtick.color": _MUTED,
-        "ytick.color": _MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": _GRID,
+        "font.size": 10, "axes.edgecolor": "#9aa5b1", "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED,
+        "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": GRID,
         "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlepad": 8, "svg.hashsalt": "hwnas",
     }  # fmt: skip
     columns = _columns(chart.bars)
@@ -244,7 +244,7 @@ def draw(chart: Chart, path: Path) -> None:
         figure.suptitle(chart.title, x=0.01, ha="left", fontsize=15, fontweight="bold")
         parts: Any = figure.subfigures(2, 1, height_ratios=heights)
         top, bottom = parts
-        top.suptitle(chart.subtitle, x=0.01, ha="left", fontsize=10, color=_MUTED)
+        top.suptitle(chart.subtitle, x=0.01, ha="left", fontsize=10, color=MUTED)
         _draw_top(chart, top)
         _draw_bars(chart, columns, bottom)
         buffer = io.BytesIO()
@@ -264,7 +264,7 @@ def _look(chart: Chart, kind: str) -> tuple[str, str]:
     if kind not in chart.kinds:
         return "#cbd2d9", "o"
     index = chart.kinds.index(kind)
-    return _COLOURS[index % len(_COLOURS)], _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
+    return COLOURS[index % len(COLOURS)], _MARKERS[(index + index // len(COLOURS)) % len(_MARKERS)]
 
 
 def _draw_top(chart: Chart, figure: Any) -> None:
@@ -290,7 +290,7 @@ def _draw_dots(chart: Chart, axes: Axes) -> None:
                 edgecolors="white", linewidths=0.4, label=kind, zorder=3,
             )  # fmt: skip
     if not chart.dots:
-        axes.text(0.5, 0.5, "no operator here has multiply-adds and a price", transform=axes.transAxes, ha="center", color=_MUTED)
+        axes.text(0.5, 0.5, "no operator here has multiply-adds and a price", transform=axes.transAxes, ha="center", color=MUTED)
         axes.set_axis_off()
         return
     axes.set(xscale="log", yscale="log")
@@ -299,7 +299,7 @@ def _draw_dots(chart: Chart, axes: Axes) -> None:
     if chart.undrawn:
         axes.text(
             0.99, 0.01, f"{chart.undrawn} operators without MACs or price are not drawn", transform=axes.transAxes, ha="right", va="bottom",
-            fontsize=8, color=_MUTED,
+            fontsize=8, color=MUTED,
         )  # fmt: skip
     axes.legend(loc="upper left", frameon=False, fontsize=9)
 
@@ -312,7 +312,7 @@ def _draw_rates(axes: Axes) -> None:
         x = min(right, high * per_ms)
         if x > left and x / per_ms > low:
             axes.plot([left, x], [left / per_ms, x / per_ms], color="#b8c1cc", linewidth=0.8, linestyle=":", zorder=1)
-            looks: Any = {"xytext": (-4, -2), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 7.5, "color": _MUTED}
+            looks: Any = {"xytext": (-4, -2), "textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 7.5, "color": MUTED}
             axes.annotate(f"{10.0**power:g} GMAC/s", (x, x / per_ms), **looks)
     axes.set(xlim=(left, right), ylim=(low, high))
 
@@ -360,7 +360,7 @@ def _draw_bars(chart: Chart, columns: Sequence[Sequence[Bar]], figure: Figure | 
             hatch = "" if bar.source == "measured" else "/////"
             axes.barh(row, bar.price, color=_look(chart, bar.kind)[0], height=0.72, hatch=hatch, edgecolor="white", linewidth=0)
             if bar.error > 0:
-                axes.plot([max(bar.price - bar.error, 0.0), bar.price + bar.error], [row, row], color=_INK, linewidth=0.9)
+                axes.plot([max(bar.price - bar.error, 0.0), bar.price + bar.error], [row, row], color=INK, linewidth=0.9)
         axes.set_yticks(range(len(column)), [bar.op for bar in column], fontsize=6.8, family="monospace")
         axes.tick_params(axis="y", length=0, pad=2)
         axes.tick_params(axis="x", labelsize=8)
@@ -370,7 +370,7 @@ def _draw_bars(chart: Chart, columns: Sequence[Sequence[Bar]], figure: Figure | 
         axes.tick_params(axis="x", labeltop=True)
     lines = [*_sources(chart.bars), *chart.notes]
     if lines:
-        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9, color=_MUTED)
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9, color=MUTED)
 
 
 def _sources(bars: Iterable[Bar]) -> list[str]:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwnas.checkpoint import load_state, save_state
+from hwnas.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
 from hwnas.data import Dataset, Part
 from hwnas.data import batches as index_batches
 from hwnas.errors import ConfigError, DataError, RunError
@@ -119,15 +119,9 @@ def train(
         RunError: a checkpoint that is damaged or belongs to another network, data set, seed or settings.
         ConfigError: the accelerator does not exist here.
     """
-    from lightning_fabric import Fabric  # two seconds, spared to everybody who does not train
-
     if len(data.train) < 2:
         raise DataError(f"{data.name}: training needs at least 2 images, but there is {len(data.train)}")
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    try:
-        fabric = Fabric(accelerator=settings.accelerator, devices=1, precision=settings.precision)
-    except RuntimeError as error:
-        raise ConfigError(f"training: accelerator {settings.accelerator!r} cannot be used here: {error}") from None
+    fabric = make_fabric(settings)
     generator = torch.Generator().manual_seed(seed)
     optimizer = _optimizer(network.to(fabric.device), settings)
     about = {
@@ -172,6 +166,21 @@ def train(
     return TrainReport(tuple(losses), resumed_at, diverged=not math.isfinite(losses[-1]))
 
 
+def make_fabric(settings: TrainSettings) -> Any:
+    """Lightning's Fabric for the accelerator and the precision.
+
+    Raises:
+        ConfigError: the accelerator does not exist here.
+    """
+    from lightning_fabric import Fabric  # two seconds, spared to everybody who does not train
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    try:
+        return Fabric(accelerator=settings.accelerator, devices=1, precision=settings.precision)
+    except RuntimeError as error:
+        raise ConfigError(f"training: accelerator {settings.accelerator!r} cannot be used here: {error}") from None
+
+
 @contextmanager
 def _channels_last(network: nn.Module) -> Iterator[None]:
     """Meanwhile, convolution weights lie in memory as (out, height, width, in): up to twice as fast on a CPU."""
@@ -200,9 +209,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for parameter, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{parameter}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()} | optimizer_tensors("optimizer", optimizer)
     save_state(path, {**tensors, "generator": generator.get_state()}, metadata)
 
 
@@ -216,22 +223,13 @@ def _resume(
         if metadata.get(key) != value:
             found = metadata.get(key)
             raise RunError(f"{path} was written by another training: its {key} is {found}, not {value}; {advice}")
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, parameter, key = name.split(".")
-            states.setdefault(int(parameter), {})[key] = tensor
     try:
         network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
-        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        load_optimizer("optimizer", optimizer, tensors)
         generator.set_state(tensors["generator"])
         losses = [float(loss) for loss in metadata["losses"]]
     except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{path} belongs to another network ({str(error).splitlines()[0]}); {advice}") from None
-    for weight, state in optimizer.state.items():  # lying in memory as the weight does, or sums round otherwise
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                state[key] = torch.empty_like(weight).copy_(value)
     return losses
 
 

@@ -91,6 +91,15 @@ def default_space(request: pytest.FixtureRequest) -> SearchSpace:
     return load_space(request.param)
 
 
+@pytest.fixture(scope="session")
+def default_operators(default_space: SearchSpace) -> list[OpSpec]:
+    """At most 12 operators of every kind of each of these, spread evenly from the one of fewest channels to the one of most."""
+    kinds: dict[str, list[OpSpec]] = {}
+    for op in sorted(default_space.operators()):
+        kinds.setdefault(op.kind, []).append(op)
+    return [kind[i] for kind in kinds.values() for i in sorted({round(x) for x in np.linspace(0, len(kind) - 1, 12)})]
+
+
 @pytest.fixture
 def diamond() -> SearchSpace:
     """A hand-made space of six architectures in which a branch dies for want of a reader or of a feeder.

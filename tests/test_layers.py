@@ -44,7 +44,7 @@ def test_a_kind_has_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
         layers.operator("mbconv")(ours)
 
 
-@given(st.sampled_from(["conv_bn_relu", "conv_bn", "avg_pool", "mbconv", "resnet_reduction"]), st.integers(3, 17),
+@given(st.sampled_from(["conv_bn_relu", "conv_bn", "avg_pool", "max_pool", "mbconv", "resnet_reduction", "sep_conv"]), st.integers(3, 17),
        st.integers(3, 17), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2]))  # fmt: skip
 def test_any_size_comes_out_as_declared(kind: str, height: int, width: int, kernel: int, stride: int) -> None:
     op = OpSpec(kind, 4, 4, height, width, kernel, stride, hidden=8 if kind == "mbconv" else 0)
@@ -84,6 +84,64 @@ def test_residual_adds_what_came_in() -> None:
 def test_pooling_counts_only_what_is_inside() -> None:
     ones = torch.ones(1, 2, 5, 5)
     torch.testing.assert_close(layers.build(OpSpec("avg_pool", 2, 2, 5, 5, 3))(ones), ones)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (5, 6), (7, 5)])
+def test_a_pooling_of_two_is_over_what_is_inside(height: int, width: int, stride: int) -> None:
+    image = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    for kind, over in (("avg_pool", torch.mean), ("max_pool", torch.amax)):
+        op = OpSpec(kind, 3, 3, height, width, 2, stride)
+        out = layers.build(op)(image)
+        assert out.shape == (2, *layers.output_shape(op))
+        for i in range(op.out_height):
+            for j in range(op.out_width):
+                window = image[:, :, stride * i : stride * i + 2, stride * j : stride * j + 2]
+                torch.testing.assert_close(out[:, :, i, j], over(window, (2, 3)))
+
+
+@pytest.mark.parametrize("op", [OpSpec("max_pool", 4, 8, 8, 8, 3), OpSpec("avg_pool", 4, 4, 8, 8, 4), OpSpec("concat", 4, 6, 8, 8),
+    OpSpec("factorized_reduce", 4, 4, 8, 8), OpSpec("learned_group_conv", 6, 8, 4, 4, groups=4)])  # fmt: skip
+def test_operators_of_sizes_that_they_cannot_have(op: OpSpec) -> None:
+    with pytest.raises(SpaceError, match=str(op)):
+        layers.build(op)
+
+
+def test_separable_convolution() -> None:
+    module = layers.build(OpSpec("sep_conv", 8, 12, 8, 8, 5, 2))
+    assert kernels(module) == [(8, 8, 5, 8), (8, 12, 1, 1), (12, 12, 5, 12), (12, 12, 1, 1)]
+    assert [layer.stride for layer in module.modules() if isinstance(layer, nn.Conv2d)] == [(2, 2), (1, 1), (1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (5, 7)])
+def test_a_factorized_reduction_sees_every_second_pixel_twice(height: int, width: int) -> None:
+    op = OpSpec("factorized_reduce", 2, 3, height, width, stride=2)
+    module = layers.build(op).eval()
+    image = torch.randn(1, 2, height, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    out = module(image)
+    assert out.shape == (1, *layers.output_shape(op))
+    for channels, first in ((slice(0, 1), 0), (slice(1, 3), 1)):
+        (reach,) = torch.autograd.grad(out[:, channels].sum(), image, retain_graph=True)
+        seen = torch.zeros(height, width, dtype=torch.bool)
+        seen[first::2, first::2] = True
+        assert torch.equal((reach != 0).any(1)[0], seen)
+
+
+def test_a_concatenation_stands_in_the_order_of_its_inputs() -> None:
+    left, right = torch.zeros(1, 1, 2, 2), torch.ones(1, 2, 2, 2)
+    assert layers.build(OpSpec("concat", 3, 3, 2, 2))(left, right)[0, :, 0, 0].tolist() == [0, 1, 1]
+
+
+def test_a_learned_group_convolution_reads_its_channels_by_index() -> None:
+    module = layers.build(OpSpec("learned_group_conv", 8, 4, 2, 2, groups=2))
+    index, convolution, _ = module.children()
+    assert isinstance(index, layers.ChannelIndex) and isinstance(convolution, nn.Conv2d)
+    assert index.index.tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+    index.index.copy_(torch.tensor([0, 0, 1, 2, 7, 6, 5, 3]))
+    image = torch.randn(1, 8, 2, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for channel, group in enumerate([0, 1, 0, 1]):  # dealt out in turn
+        (reach,) = torch.autograd.grad(module(image)[:, channel].sum(), image)
+        assert (reach != 0).any((0, 2, 3)).nonzero().flatten().tolist() == sorted({*[[0, 1, 2], [3, 5, 6, 7]][group]})
 
 
 def test_reduction_of_an_odd_side_is_the_same_in_onnx_runtime() -> None:

@@ -48,6 +48,28 @@ def test_sizes_of_convolutions(change: dict[str, int]) -> None:
     assert run(quick_onnx(layers.build(op), (6, 9, 7)), (1, 6, 9, 7)) == (1, *layers.output_shape(op))
 
 
+@pytest.mark.parametrize("key", ["max_pool:4-4:8x8:k2", "avg_pool:4-4:7x8:k2:s2", "factorized_reduce:4-6:8x8:s2",
+    "factorized_reduce:4-6:7x5:s2", "learned_group_conv:8-4:4x4:g2", "concat:4-4:8x8", "sep_conv:4-6:9x7:k5:s2"])  # fmt: skip
+def test_kinds_that_a_space_may_have(key: str) -> None:
+    op = OpSpec.parse(key)
+    shape = (op.c_in, op.height, op.width)
+    assert run(quick_onnx(layers.build(op), shape, 2), (2, *shape)) == (2, *layers.output_shape(op))
+
+
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.together = layers.Concat()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.together(x, torch.cat((x, x), 1))
+        return out
+
+
+def test_concatenations() -> None:
+    assert run(quick_onnx(Joined(), (3, 4, 4)), (1, 3, 4, 4)) == (1, 9, 4, 4)
+
+
 def test_a_random_network_of_every_space(space: SearchSpace, rng: np.random.Generator) -> None:
     for _ in range(2):
         with torch.device("meta"):

@@ -58,6 +58,8 @@ def test_a_branch_is_weighed_by_its_choice_and_by_what_feeds_it(diamond: SearchS
 
 
 def test_gradients_reach_every_choice_that_matters(space: SearchSpace, rng: np.random.Generator) -> None:
+    if not space.expectable:
+        pytest.skip(f"the networks of {space.name} cannot be mixed")
     supernet = Supernet(space, torch.Generator().manual_seed(1))
     probs = soft(space, rng).requires_grad_()
     supernet(images_of(space, 4), probs).square().sum().backward()
@@ -69,6 +71,8 @@ def test_gradients_reach_every_choice_that_matters(space: SearchSpace, rng: np.r
 
 
 def test_gradients_are_finite_at_one_hot_rows(space: SearchSpace, rng: np.random.Generator) -> None:
+    if not space.expectable:
+        pytest.skip(f"the networks of {space.name} cannot be mixed")
     supernet = Supernet(space, torch.Generator().manual_seed(1))
     for _ in range(5):
         probs = one_hot(space, [space.random(rng)])[0].requires_grad_()
@@ -109,3 +113,21 @@ def test_an_architecture_without_a_path_is_an_error() -> None:
 def test_shapes_are_checked_under_pytest(diamond: SearchSpace) -> None:
     with pytest.raises(jaxtyping.TypeCheckError, match="probs"):
         Supernet(diamond)(images_of(diamond), torch.zeros(3))
+
+
+def test_every_image_may_have_probabilities_of_its_own(space: SearchSpace, rng: np.random.Generator) -> None:
+    """In eval mode each gets what its own network gives it alone, dead branches included."""
+    if not space.expectable:
+        pytest.skip(f"the networks of {space.name} cannot be mixed")
+    supernet = Supernet(space, torch.Generator().manual_seed(1)).eval()
+    for norm in (module for module in supernet.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.constant_(norm.bias, 0.3)  # zeros do not come out as zeros
+    archs = [space.random(rng) for _ in range(6)]
+    images = images_of(space, len(archs))
+    with torch.no_grad():
+        together = supernet(images, one_hot(space, archs))
+        alone = torch.cat([supernet.of(image[None], arch) for image, arch in zip(images, archs, strict=True)])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        rows = torch.stack([soft(space, rng) for _ in archs])
+        mixed = torch.cat([supernet(image[None], probs) for image, probs in zip(images, rows, strict=True)])
+        torch.testing.assert_close(supernet(images, rows), mixed, rtol=1e-4, atol=1e-5)

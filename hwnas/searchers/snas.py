@@ -11,7 +11,6 @@ import heapq
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import chain, islice
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from hwnas.checkpoint import load_state, save_state
+from hwnas.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
 from hwnas.cost import Cost, choice_mask
 from hwnas.data import batches
-from hwnas.errors import ConfigError, nearest
+from hwnas.errors import ConfigError
 from hwnas.evaluate import SharedWeights
 from hwnas.searcher import Problem, Searcher, State
 from hwnas.space import Architecture
@@ -228,9 +227,7 @@ class SNAS(Searcher):
         self.temperature, self.temperature_min = temperature, temperature_min
         self.warm_start = warm_start
         self.estimator = estimator
-        self.resource = resource or _first_cost(problem)
-        if self.resource not in problem.costs:
-            raise ConfigError(f"nothing gives the resource {self.resource!r}; {nearest(self.resource, problem.costs)}")
+        self.resource = problem.resource(resource)
         self.cost = problem.costs[self.resource]
         if not problem.space.expectable:
             raise ConfigError(
@@ -266,8 +263,7 @@ class SNAS(Searcher):
         """Logits, both optimisers, the supernet, the position in the schedule, and what is waiting to be asked."""
         tensors = {"logits": self.logits.detach(), **self.shared.tensors()}
         for name, optimizer in self._optimizers.items():
-            for parameter, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}.{parameter}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+            tensors |= optimizer_tensors(name, optimizer)
         return tensors, {"eta": self._eta, "epoch": self._epoch, "queue": [list(arch) for arch in self._queue]}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -279,16 +275,7 @@ class SNAS(Searcher):
         self.shared.load(tensors)
         self._new_optimizers()
         for name, optimizer in self._optimizers.items():
-            states: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in tensors.items():
-                if key.startswith(f"{name}."):
-                    _, parameter, entry = key.split(".")
-                    states.setdefault(int(parameter), {})[entry] = tensor
-            optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-            for weight, state in optimizer.state.items():  # lying in memory as the weight does, or sums round otherwise
-                for entry, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == weight.shape:
-                        state[entry] = torch.empty_like(weight).copy_(value)
+            load_optimizer(name, optimizer, tensors)
 
     def probs(self) -> Float[Tensor, "slot choice"]:
         """What the logits say of every slot's choices; zeros in the padding."""
@@ -307,7 +294,7 @@ class SNAS(Searcher):
         return value or 1.0
 
     def _new_optimizers(self) -> None:
-        self.shared.supernet.to(self._fabric.device)
+        self.shared.supernet.to(self.shared.fabric.device)
         weights = torch.optim.SGD(self.shared.supernet.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         logits = torch.optim.Adam([self.logits], lr=self.logits_lr, betas=(0.5, 0.999), weight_decay=self.logits_weight_decay)
         self._optimizers: dict[str, torch.optim.Optimizer] = {"sgd": weights, "adam": logits}
@@ -337,7 +324,7 @@ class SNAS(Searcher):
                 save_state(path, tensors, {**values, "began": began})
 
     def _train_epoch(self) -> None:
-        data, supernet, device, eta = self.shared.data, self.shared.supernet, self._fabric.device, self.etas[self._eta]
+        data, supernet, device, eta = self.shared.data, self.shared.supernet, self.shared.fabric.device, self.etas[self._eta]
         temperature = anneal(self._epoch, self.epochs, self.temperature, self.temperature_min)
         lr = self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(math.pi * self._epoch / self.epochs))
         for group in self._optimizers["sgd"].param_groups:
@@ -352,7 +339,7 @@ class SNAS(Searcher):
                 labels = data.train.labels[index].to(device)
                 logits = self._masked()
                 log_z = concrete_sample(logits, temperature, generator)
-                with self._fabric.autocast():
+                with self.shared.fabric.autocast():
                     out = supernet(images, self._runnable(log_z.exp()).to(device)).float()
                     loss = functional.cross_entropy(out, labels)
                 if not math.isfinite(float(loss.detach())):
@@ -361,7 +348,7 @@ class SNAS(Searcher):
                 paid = eta / self.reference * self._paid(logits, log_z, temperature, generator) if eta else torch.zeros(())
                 for optimizer in self._optimizers.values():
                     optimizer.zero_grad()
-                self._fabric.backward(loss + paid.to(device))
+                self.shared.fabric.backward(loss + paid.to(device))
                 torch.nn.utils.clip_grad_norm_(supernet.parameters(), CLIP_WEIGHTS)
                 torch.nn.utils.clip_grad_norm_([self.logits], CLIP_LOGITS)
                 for optimizer in self._optimizers.values():
@@ -428,21 +415,3 @@ class SNAS(Searcher):
         """Those that keep the budgets, looked at 256 at a time, which is much faster than one by one."""
         while some := list(islice(archs, 256)):
             yield from (arch for arch, keeps in zip(some, self.problem.feasible(some), strict=True) if keeps)
-
-    @cached_property
-    def _fabric(self) -> Any:
-        from lightning_fabric import Fabric  # two seconds, spared to everybody who does not train
-
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        settings = self.shared.settings
-        try:
-            return Fabric(accelerator=settings.accelerator, devices=1, precision=settings.precision)
-        except RuntimeError as error:
-            raise ConfigError(f"training: accelerator {settings.accelerator!r} cannot be used here: {error}") from None
-
-
-def _first_cost(problem: Problem) -> str:
-    for name in [*(objective.name for objective in problem.objectives), *problem.budgets]:
-        if name in problem.costs:
-            return name
-    raise ConfigError(f"snas needs a resource: none of the objectives is a cost; set resource to one of {', '.join(sorted(problem.costs))}")

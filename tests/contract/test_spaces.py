@@ -141,15 +141,15 @@ def test_gradient_of_the_expectation_is_the_numerical_one(space: SearchSpace, rn
 # Law 3
 
 
-def test_operators_parse_and_count(default_space: SearchSpace) -> None:
+def test_operators_parse(default_space: SearchSpace) -> None:
     for op in default_space.operators():
         assert OpSpec.parse(str(op)) == op
-        assert resources.count(op).params >= 0
 
 
-def test_operators_build_run_and_export(default_space: SearchSpace) -> None:
+def test_operators_count_build_run_and_export(default_operators: list[OpSpec]) -> None:
     generator = torch.Generator().manual_seed(0)
-    for op in default_space.operators():
+    for op in default_operators:
+        assert resources.count(op).params >= 0
         module = layers.build(op).eval()
         lived_in(module, generator)
         image = torch.randn(2, op.c_in, op.height, op.width, generator=generator)
@@ -239,8 +239,8 @@ def test_exported_network_computes_the_same_and_holds_nothing_dead(space: Search
             expected = network.eval()(images)
         np.testing.assert_allclose(computed, expected.numpy(), rtol=1e-4, atol=1e-4)
         held = set(map(space.module_index, space.alive(arch)))
-        with_weights = {i for i in held if resources.count(space.sites[i].op).params}
-        assert with_weights <= sites_of(model) <= held, space.describe(arch)
+        working = {i for i in held if resources.count(space.sites[i].op).macs}  # a BatchNorm may have become part of a convolution
+        assert working <= sites_of(model) <= held, space.describe(arch)
 
 
 # What every space promises beside the laws
