@@ -36,7 +36,7 @@ class Graph:
     def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         """Appends a node; the name of its output."""
         name = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def weight(self, *shape: int, ones: bool = False) -> str:
