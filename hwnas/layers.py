@@ -21,22 +21,27 @@ B = TypeVar("B", bound=Builder)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How operators of one kind are built, and whether a vector (batch, c_out) comes out instead of a map."""
+    """How operators of one kind are built, and whether a vector (batch, c_out), or one a row (batch, c_out, height), comes out.
+
+    Tied to an operator of kind `within` its module is that one's, which does this too.
+    """
 
     build: Builder
     vector: bool
+    sequence: bool
+    within: str
 
 
 _KINDS: dict[str, Kind] = {}
 
 
-def operator(kind: str, *, vector: bool = False) -> Callable[[B], B]:
+def operator(kind: str, *, vector: bool = False, sequence: bool = False, within: str = "") -> Callable[[B], B]:
     """Decorator: this function builds operators of that kind. A space file may define kinds of its own with it."""
 
     def register(builder: B) -> B:
         if kind in _KINDS and _KINDS[kind].build.__module__ != builder.__module__:
             raise SpaceError(f"operator kind {kind!r} is built by {_KINDS[kind].build.__module__} already; choose another name")
-        _KINDS[kind] = Kind(builder, vector)
+        _KINDS[kind] = Kind(builder, vector, sequence, within)
         return builder
 
     return register
@@ -62,9 +67,15 @@ def build(op: OpSpec) -> nn.Module:
     return _kind(op).build(op)
 
 
+def shares(op: OpSpec, other: OpSpec) -> bool:
+    """Whether the module of `op` can stand in for that of `other`, so that the two may be tied."""
+    return op == other or _kind(other).within == op.kind
+
+
 def output_shape(op: OpSpec) -> tuple[int, ...]:
-    """Shape of the output without the batch axis: (c_out, out_height, out_width), or (c_out,) of a classifier."""
-    return (op.c_out,) if _kind(op).vector else (op.c_out, op.out_height, op.out_width)
+    """The output's shape without the batch axis: (c_out, out_height, out_width), of a classifier (c_out,), of a sequence (c_out, steps)."""
+    kind, whole = _kind(op), (op.c_out, op.out_height, op.out_width)
+    return whole[:1] if kind.vector else whole[:2] if kind.sequence else whole
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -385,7 +396,7 @@ def bn_relu_classifier(op: OpSpec) -> nn.Module:
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """He initialisation (fan out) of convolutions, small normal for linear layers, one and zero for BatchNorm, from `generator`."""
+    """He initialisation (fan out) of convolutions, small normal of linear layers and embeddings, one and zero for BatchNorm."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
@@ -394,7 +405,10 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, 0.0, 0.01, generator=generator)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, 0.0, 0.1, generator=generator)
         elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)

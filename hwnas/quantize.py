@@ -35,7 +35,7 @@ class _Batches:
 def quantize(model: bytes, batches: Iterable[Feed], *, symmetric: bool = False) -> bytes:
     """The model with int8 weights and activations, BatchNorm folded into convolutions; its inputs and outputs stay float32.
 
-    `batches` hold the names of the model's inputs and their values. With `symmetric`, as TensorRT wants it, activations are
+    `batches` hold the names of the model's inputs and their values. Embeddings stay as they are: looking up is no arithmetic. With `symmetric`, as TensorRT wants it, activations are
     signed without a zero point, and biases stay float32.
 
     Raises:
@@ -43,7 +43,9 @@ def quantize(model: bytes, batches: Iterable[Feed], *, symmetric: bool = False) 
     """
     from onnxruntime import quantization
 
-    parse(model)
+    graph = parse(model).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    lookups = [node.name for node in graph.node if node.op_type == "Gather" and node.input[0] in weights]
     kind = quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8
     more = {"ActivationSymmetric": True, "QuantizeBias": False} if symmetric else {}
     with tempfile.TemporaryDirectory(prefix="hwnas-") as folder, _quiet():
@@ -55,6 +57,7 @@ def quantize(model: bytes, batches: Iterable[Feed], *, symmetric: bool = False) 
             quantization.quantize_static(
                 folded, written, _Batches(batches), nodes_to_exclude=left, quant_format=quantization.QuantFormat.QDQ, per_channel=True,
                 activation_type=kind, weight_type=quantization.QuantType.QInt8, extra_options=more,
+                nodes_to_exclude=lookups,
             )  # fmt: skip
             return written.read_bytes()
         except Exception as error:  # its tools raise whatever they stumble over

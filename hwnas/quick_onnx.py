@@ -36,7 +36,7 @@ class Graph:
     def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         """Appends a node; the name of its output."""
         name = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def weight(self, *shape: int, ones: bool = False) -> str:
@@ -107,6 +107,11 @@ def _relu6(graph: Graph, layer: nn.ReLU6, x: str) -> str:
     return graph.add("Clip", [x, graph.constant(np.array(0, np.float32)), graph.constant(np.array(6, np.float32))])
 
 
+def _flatten(graph: Graph, layer: nn.Flatten, x: str) -> str:
+    """Behind the batch axis, or behind the channels too."""
+    return graph.add("Flatten", [x]) if layer.start_dim == 1 else graph.add("Reshape", [x, graph.constant(np.array([0, 0, -1]))])
+
+
 def _linear(graph: Graph, layer: nn.Linear, x: str) -> str:
     inputs = [x, graph.weight(*layer.weight.shape)] + ([graph.weight(layer.out_features)] if layer.bias is not None else [])
     return graph.add("Gemm", inputs, transB=1)
@@ -152,10 +157,13 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.BatchNorm2d: _batch_norm,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: lambda graph, layer, x: graph.add("GlobalAveragePool", [x]),
-    nn.Flatten: lambda graph, layer, x: graph.add("Flatten", [x]),
+    nn.Flatten: _flatten,
+    nn.Unflatten: lambda graph, layer, x: graph.add("Reshape", [x, graph.constant(np.array([0, *layer.unflattened_size]))]),
     nn.Linear: _linear,
     nn.ReLU: lambda graph, layer, x: graph.add("Relu", [x]),
     nn.ReLU6: _relu6,
+    nn.Sigmoid: lambda graph, layer, x: graph.add("Sigmoid", [x]),
+    nn.Tanh: lambda graph, layer, x: graph.add("Tanh", [x]),
     nn.Hardswish: lambda graph, layer, x: graph.add("HardSwish", [x]),
     nn.Hardsigmoid: lambda graph, layer, x: graph.add("HardSigmoid", [x], alpha=1 / 6, beta=0.5),
     nn.MaxPool2d: _max_pool,
@@ -168,7 +176,9 @@ RULES: dict[type[nn.Module], Rule] = {
 }
 """How each kind of torch layer is written; a space with a layer of its own adds its rule here."""
 
-FUNCTIONS: dict[Callable[..., Any], str] = {operator.add: "Add", torch.add: "Add", operator.mul: "Mul", torch.mul: "Mul"}
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    operator.add: "Add", torch.add: "Add", operator.sub: "Sub", operator.mul: "Mul", torch.mul: "Mul",
+}  # fmt: skip
 """What may be done with two tensors outside a layer."""
 
 

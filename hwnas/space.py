@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hwnas import plugins
+from hwnas import layers, plugins
 from hwnas.errors import SpaceError
 from hwnas.op import OpSpec
 
@@ -40,7 +40,7 @@ class Site:
 
     A `weightless` operator gives the same for the same input, so a network holds it once for nodes of equal value; it
     hangs on no decision and is the only writer of its node. An operator of kind `identity` hands its input on.
-    Sites with the same `tied` (and the same operator) share one module: a recurrent cell's steps, a fallback.
+    Sites with the same `tied` (and the same operator, or see `layers.Kind.within`) share one module: a recurrent cell's steps, a fallback.
     """
 
     op: OpSpec
@@ -68,6 +68,9 @@ class SearchSpace:
     name: str = "unnamed"
     options: dict[str, Any] = field(default_factory=dict)
 
+    reads: ClassVar[str] = "images"
+    """What the networks take, which data must give, and how the input of an exported network is called: `images` or `tokens`."""
+
     small: ClassVar[dict[str, Any]] = {}
     """Options of a tiny version, for tests and trials: few decisions and small images, with everything in it that the space can do."""
 
@@ -91,7 +94,7 @@ class SearchSpace:
                 raise SpaceError(
                     f"weightless site {site.op} of {self.name} must hang on no decision and be the only writer of {site.output!r}"
                 )
-            if site.tied and self.sites[self.module_of[site.tied]].op != site.op:
+            if site.tied and not layers.shares(self.sites[self.module_of[site.tied]].op, site.op):
                 raise SpaceError(f"site {site.op} of {self.name} is tied as {site.tied!r} to another operator; tie equal ones only")
         if self.output not in written:
             raise SpaceError(f"no site of {self.name} writes the output node {self.output!r}")
@@ -105,6 +108,11 @@ class SearchSpace:
     def size(self) -> int:
         """How many assignments of choices to slots there are (dead and duplicate networks included)."""
         return math.prod(self.num_choices)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(classes,), or (classes, steps) where every token of a window has logits of its own."""
+        return (self.classes,) if self.reads == "images" else (self.classes, self.input_shape[1])
 
     @cached_property
     def id(self) -> str:

@@ -90,11 +90,16 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of the `n` images classified right, and their mean cross entropy."""
+    """Share of the `n` images (of a text: tokens) classified right, and their mean cross entropy."""
 
     accuracy: float
     loss: float
     n: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among how many equally likely classes it is as hard to choose; at most exp(700), about the largest float."""
+        return math.exp(min(self.loss, 700.0))
 
 
 def train(
@@ -246,7 +251,7 @@ def _modes_kept(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def predict(network: nn.Module, images: Float[Tensor, "n channel height width"], batch_size: int = 256) -> Float[Tensor, "n class"]:
+def predict(network: nn.Module, images: Float[Tensor, "n channel height width"], batch_size: int = 256) -> Float[Tensor, "n class *steps"]:
     """Logits, on the CPU, of normalised images: eval mode, no gradient, on the device of the network's weights."""
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with _modes_kept(network), torch.inference_mode():
@@ -256,13 +261,14 @@ def predict(network: nn.Module, images: Float[Tensor, "n channel height width"],
 
 
 def evaluate_accuracy(network: nn.Module, data: Dataset, part: Part, batch_size: int = 256) -> Accuracy:
-    """Top-1 accuracy and mean cross entropy on un-augmented images of `part`."""
+    """Top-1 accuracy and mean cross entropy on un-augmented images, or all tokens, of `part`."""
     right, loss = 0, 0.0
     for images, labels in zip(torch.split(part.images, batch_size), torch.split(part.labels, batch_size), strict=True):
         logits = predict(network, data.normalise(images), batch_size)
         right += int((logits.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
-    return Accuracy(right / len(part), loss / len(part), len(part))
+    n = part.labels.numel()
+    return Accuracy(right / n, loss / n, n)
 
 
 def recalibrate_batch_norm(

@@ -20,7 +20,7 @@ from hwnas import front, plugins
 from hwnas.config import Named
 from hwnas.device import Device
 from hwnas.errors import BudgetError
-from hwnas.export import INPUT, OUTPUT, Exporter, Manifest, complete, load_exporter, measure_members
+from hwnas.export import OUTPUT, Exporter, Manifest, complete, load_exporter, measure_members
 from hwnas.front import export_run, read_export
 from hwnas.layers import finished
 from hwnas.network import Network
@@ -82,7 +82,7 @@ def test_it_computes_what_torch_computes_at_every_batch_size(exported: tuple[Net
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in (1, 3, 7):
         images = torch.randn(batch, *network.space.input_shape, generator=torch.Generator().manual_seed(batch))
-        (computed,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        (computed,) = session.run([OUTPUT], {network.space.reads: images.numpy()})
         with torch.inference_mode():
             np.testing.assert_allclose(computed, network(images).numpy(), rtol=0, atol=1e-4)
 
