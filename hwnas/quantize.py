@@ -35,8 +35,8 @@ class _Batches:
 def quantize(model: bytes, batches: Iterable[Feed], *, symmetric: bool = False) -> bytes:
     """The model with int8 weights and activations, BatchNorm folded into convolutions; its inputs and outputs stay float32.
 
-    `batches` hold the names of the model's inputs and their values. Embeddings stay as they are: looking up is no arithmetic. With `symmetric`, as TensorRT wants it, activations are
-    signed without a zero point, and biases stay float32.
+    `batches` hold the names of the model's inputs and their values. Embeddings stay as they are: looking up is no arithmetic.
+    With `symmetric`, as TensorRT wants it, activations are signed without a zero point, and biases stay float32.
 
     Raises:
         DeviceError: the bytes hold no ONNX model, there is no batch, or onnxruntime cannot quantise it.
@@ -53,11 +53,10 @@ def quantize(model: bytes, batches: Iterable[Feed], *, symmetric: bool = False) 
         given.write_bytes(model)  # a model in memory would lose its weights (onnxruntime 1.31)
         try:
             quantization.quant_pre_process(str(given), str(folded), skip_symbolic_shape=True, skip_onnx_shape=True)
-            left = _left_in_float(folded)
+            left = [*_left_in_float(folded), *lookups]
             quantization.quantize_static(
                 folded, written, _Batches(batches), nodes_to_exclude=left, quant_format=quantization.QuantFormat.QDQ, per_channel=True,
                 activation_type=kind, weight_type=quantization.QuantType.QInt8, extra_options=more,
-                nodes_to_exclude=lookups,
             )  # fmt: skip
             return written.read_bytes()
         except Exception as error:  # its tools raise whatever they stumble over

@@ -181,7 +181,9 @@ def fixed_tables(make_up_tables: Callable[[Path, SearchSpace], None], tmp_path_f
 
 
 @pytest.fixture
-def search_and_verify(make_up_tables: Callable[[Path, SearchSpace], None], tmp_path: Path) -> Callable[[str], tuple[Run, list[MemberReport]]]:
+def search_and_verify(
+    make_up_tables: Callable[[Path, SearchSpace], None], tmp_path: Path
+) -> Callable[[str], tuple[Run, list[MemberReport]]]:
     """Searches an experiment (YAML) on made-up tables, trains the members, exports them, and verifies them but for their latency."""
 
     def run(text: str) -> tuple[Run, list[MemberReport]]:

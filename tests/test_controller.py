@@ -206,7 +206,13 @@ def test_the_plan_of_cells() -> None:
 
 def test_the_plan_of_a_recurrent_cell() -> None:
     acts = ("tanh", "relu")
-    slots = (Slot("n1.act", acts), Slot("n2.from", ("0", "1")), Slot("n2.act", acts), Slot("n3.from", ("0", "1", "2")), Slot("n3.act", acts))
+    slots = (
+        Slot("n1.act", acts),
+        Slot("n2.from", ("0", "1")),
+        Slot("n2.act", acts),
+        Slot("n3.from", ("0", "1", "2")),
+        Slot("n3.act", acts),
+    )
     plan = make_plan(bare(*slots), share=True)
     assert plan[0] == Keep(0, silent=True)
     assert [step.anchors for step in plan if isinstance(step, Pick)] == [(), (0, 1), (), (0, 1, 2), ()]
