@@ -33,14 +33,6 @@ def dil_conv(op: OpSpec) -> nn.Module:
     return nn.Sequential(depthwise, conv(op.c_in, op.c_out, 1), nn.BatchNorm2d(op.c_out))
 
 
-@operator("batch_norm")
-def batch_norm(op: OpSpec) -> nn.Module:
-    """BatchNorm on its own: what an edge adds to the pooling that it reads."""
-    if (op.c_in, op.stride) != (op.c_out, 1):
-        raise ConfigError(f"{op} must keep its shape to be a BatchNorm")
-    return nn.BatchNorm2d(op.c_out)
-
-
 class DARTS(SearchSpace):
     """The published network with `cells` = 8 and `width` = 16 (20 and 36 where it is retrained); smaller ones for experiments.
 
