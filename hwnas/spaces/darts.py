@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from hwnas.errors import ConfigError
 from hwnas.layers import conv, operator
 from hwnas.op import OpSpec
 from hwnas.space import SearchSpace, Site, Slot
