@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from torch import fx, nn
 
 from hwnas.errors import SpaceError
-from hwnas.layers import ChannelIndex, ChannelShuffle, Concat, Crop
+from hwnas.layers import ChannelIndex, ChannelShuffle, Concat, Crop, finished
 
 OPSET = 18
 Rule = Callable[..., str]
@@ -145,6 +145,13 @@ def _channel_index(graph: Graph, layer: ChannelIndex, x: str) -> str:
     return graph.add("Gather", [x, graph.constant(dealt)], axis=1)
 
 
+def _concat(graph: Graph, layer: Concat, *inputs: str) -> str:
+    """On its own, as operators are measured, what copies as much: a selection of all channels."""
+    if len(inputs) > 1:
+        return graph.add("Concat", list(inputs), axis=1)
+    return graph.add("Gather", [*inputs, graph.constant(np.arange(layer.channels))], axis=1)
+
+
 RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
     nn.BatchNorm2d: _batch_norm,
@@ -163,7 +170,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.ReplicationPad2d: lambda graph, layer, x: _pad(graph, x, layer.padding, "edge"),
     ChannelShuffle: _channel_shuffle,
     ChannelIndex: _channel_index,
-    Concat: lambda graph, layer, *inputs: graph.add("Concat", list(inputs), axis=1),
+    Concat: _concat,
     Crop: _crop,
     nn.Identity: lambda graph, layer, x: x,
 }
@@ -191,7 +198,7 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
         SpaceError: the module holds a layer that `RULES` has no rule for, or does what is neither a layer nor in `FUNCTIONS`
             nor a concatenation of channels.
     """
-    module.eval()
+    module = finished(module).eval()
     if out_shape is None:
         device = next((parameter.device for parameter in module.parameters()), torch.device("meta"))
         with torch.no_grad():

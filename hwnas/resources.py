@@ -81,7 +81,7 @@ def count(op: OpSpec) -> Counts:
         SpaceError: it holds a layer that `RULES` has no rule for, or its output is not `layers.output_shape(op)`.
     """
     with torch.device("meta"):  # no random numbers are drawn for weights that do not matter
-        module = layers.build(op).eval()
+        module = layers.finished(layers.build(op)).eval()
     module.to_empty(device="cpu")
     image = torch.zeros(1, op.c_in, op.height, op.width)
     macs: Counter[str] = Counter()

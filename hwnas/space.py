@@ -282,6 +282,40 @@ class SearchSpace:
             self._identities[key] = certificate([site for site, computes in self._resolved(key) if computes], self.input, self.output)
         return self._identities[key]
 
+    swaps: ClassVar[tuple[tuple[tuple[int, int], ...], ...]] = ()
+    """Pairs of slots whose choices, all changed over at once, may leave the network what it is."""
+
+    def twins(self, arch: Architecture) -> list[Architecture]:
+        """Other choices that make the same network, one for each of `swaps` that leaves it what it is."""
+        found = []
+        for pairs in self.swaps:
+            twin = list(arch)
+            for a, b in pairs:
+                twin[a], twin[b] = arch[b], arch[a]
+            if tuple(twin) != arch and self.identity(twin) == self.identity(arch):
+                found.append(tuple(twin))
+        return found
+
+    shortest: ClassVar[int] = 1
+    """Slots of the shortest prefix that a progressive search begins with."""
+
+    @cached_property
+    def rest(self) -> Architecture:
+        """What completes a prefix: of every slot the first choice that does nothing but hand on, else the first."""
+        found = []
+        for slot, number in enumerate(self.num_choices):
+            sites = [[site.op.kind for site in self.sites if (slot, choice) in site.when] for choice in range(number)]
+            found.append(next((choice for choice, kinds in enumerate(sites) if kinds and set(kinds) == {IDENTITY}), 0))
+        return tuple(found)
+
+    def extensions(self, prefix: Architecture) -> list[Architecture]:
+        """The prefixes that are longer by one choice."""
+        return [(*prefix, choice) for choice in range(self.num_choices[len(prefix)])]
+
+    def completed(self, prefix: Architecture) -> Architecture:
+        """The architecture that a prefix stands for."""
+        return (*prefix, *self.rest[len(prefix) :])
+
     @cached_property
     def _identities(self) -> dict[Architecture, bytes]:
         return {}
@@ -348,10 +382,14 @@ def certificate(steps: Sequence[Site], start: str, end: str) -> bytes:
     """A digest of a network that does not depend on the names of its nodes or on the order of its steps; see `SearchSpace.identity`."""
     if not steps:
         return b""
-    marks = {start: 1, end: 2}
+    written = {start, *(site.output for site in steps)}
+    if any(node not in written for site in steps for node in site.inputs):  # dead inputs are zeros, all alike
+        steps = [replace(site, inputs=tuple(node if node in written else "" for node in site.inputs)) for site in steps]
+        written.add("")
+    marks = {start: 1, end: 2, "": 3}
     names = {site.op: hash(str(site.op)) for site in steps}
-    nodes = list(dict.fromkeys([start, *(site.output for site in steps)]))
-    colours = dict.fromkeys(nodes, 0) | marks
+    nodes = list(dict.fromkeys([start, *(site.output for site in steps), *written]))
+    colours = {node: marks.get(node, 0) for node in nodes}
     ties: dict[str, int] = {}
     classes = 0
     while True:
@@ -372,7 +410,8 @@ def certificate(steps: Sequence[Site], start: str, end: str) -> bytes:
                 above[site.output] = hash((below[site.output], *sorted(used.get(site.output, ()))))
             for position, node in enumerate(site.inputs):
                 used.setdefault(node, []).append(hash((labels[k], position, above[site.output])))
-        above[start] = hash((below[start], *sorted(used[start])))
+        for root in {start, ""} & used.keys():
+            above[root] = hash((below[root], *sorted(used[root])))
         groups: dict[str, list[int]] = {}
         for k, site in enumerate(steps):
             if site.tied:

@@ -23,6 +23,7 @@ from hwnas.checkpoint import load_optimizer, load_state, optimizer_tensors, save
 from hwnas.data import Dataset, Part
 from hwnas.data import batches as index_batches
 from hwnas.errors import ConfigError, DataError, RunError
+from hwnas.layers import Scheduled
 
 Precision = Literal["32-true", "bf16-mixed"]
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
@@ -135,6 +136,7 @@ def train(
             losses = _resume(checkpoint, about, network, optimizer, generator)
         resumed_at = len(losses)
         wrapped, stepper = fabric.setup(network, optimizer)
+        scheduled = [module for module in network.modules() if isinstance(module, Scheduled)]
         for epoch in range(resumed_at, settings.epochs):
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout's
             network.train()
@@ -142,10 +144,14 @@ def train(
             for index in index_batches(data.train, settings.batch_size, generator):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.lr_at(epoch + (seen + len(index) / 2) / len(data.train))
+                for module in scheduled:
+                    module.progress((epoch + seen / len(data.train)) / settings.epochs)
                 images = data.normalise(data.augment(data.train.images[index].to(fabric.device), generator))
                 labels = data.train.labels[index].to(fabric.device)
                 logits = wrapped(images.to(memory_format=torch.channels_last)).float()
                 loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+                for module in scheduled:
+                    loss = loss + module.penalty()
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 if settings.clip_norm:

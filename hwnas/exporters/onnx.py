@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from hwnas.device import Device
 from hwnas.errors import ExportError
 from hwnas.export import BATCH_AXIS, OUTPUT, read_model, replace_file
+from hwnas.layers import finished
 from hwnas.network import Network
 
 REQUIRES = ("onnxscript",)
@@ -44,7 +45,8 @@ class ONNX:
         try:
             with _quiet():
                 program = torch.onnx.export(
-                    folded, (images,), dynamo=True, input_names=[network.space.reads], output_names=[OUTPUT], dynamic_shapes=({0: batch},),
+                    finished(folded), (images,), dynamo=True, input_names=[network.space.reads], output_names=[OUTPUT],
+                    dynamic_shapes=({0: batch},),
                     opset_version=self._opset, external_data=False, verbose=False,
                 )  # fmt: skip
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
