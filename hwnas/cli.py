@@ -605,13 +605,14 @@ def _show_front(run: Run, as_json: bool, out: Path | None = None) -> None:
         title=f"{run.experiment.name}: {len(found['members'])} members, hypervolume {found['hypervolume']:.4g} ({found['basis']})"
     )
     columns = ["name", *(f"{name} (valid)" for name in ("accuracy",)), "test accuracy", "predicted ms", "measured p50 ms", "p90 ms"]
-    for column in columns:
+    perplexities = sorted({name for member in found["members"] for name in member["values"] if name.endswith("perplexity")})
+    for column in [*columns, *(name.replace("_", " ") for name in perplexities)]:
         shown.add_column(column, justify="left" if column == "name" else "right")
     for member in found["members"]:
         values, predicted, measured = member["values"], member["predicted"].get("latency_ms", {}), member["measured"].get("latency_ms", {})
         cells = [values.get("accuracy"), values.get("test_accuracy"), predicted.get("mean"), measured.get("p50"), measured.get("p90")]
         texts = ["" if cell is None else f"{cell:.2%}" if i < 2 else f"{cell:.4f}" for i, cell in enumerate(cells)]
-        shown.add_row(member["name"], *texts)
+        shown.add_row(member["name"], *texts, *(f"{values[name]:.1f}" if name in values else "" for name in perplexities))
     Console().print(shown)
     for name, reason in found["left_out"].items():
         typer.echo(f"left out {name}: {reason}")

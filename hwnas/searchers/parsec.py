@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from hwnas.checkpoint import load_state
 from hwnas.cost import one_hot
-from hwnas.data import Part, stratified_split
+from hwnas.data import stratified_split
 from hwnas.distribution import CLIP_LOGITS, CLIP_WEIGHTS, Distribution, exact_cost
 from hwnas.errors import ConfigError
 from hwnas.evaluate import MEASURED, Trial
@@ -201,8 +201,9 @@ class PARSEC(Distribution):
                 raise ConfigError(f"warmup ({self.warmup} epochs) must leave epochs (now {epochs}) in which the prior learns; set fewer")
             if len(data.train) < 4:
                 raise ConfigError(f"parsec splits the training images in two and needs at least 4, but {data.name} has {len(data.train)}")
-            halves = stratified_split(data.train.labels, (0.5, 0.5), 0)
-            self._halves = [Part(data.train.images[half], data.train.labels[half]) for half in halves]
+            first = data.train.labels.reshape(len(data.train), -1)[:, 0]  # of a window of text
+            halves = stratified_split(first, (0.5, 0.5), 0)
+            self._halves = [type(data.train)(data.train.images[half], data.train.labels[half]) for half in halves]
             steps = max(1, epochs * len(self._halves[0]) // batch_size)
             self.logits_lr = logits_lr or min(LOGIT_STEP, LOGIT_TRAVEL / steps)
             self._new_optimizers()

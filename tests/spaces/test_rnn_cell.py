@@ -20,7 +20,7 @@ from hwnas.cost import CostModel
 from hwnas.device import Device
 from hwnas.errors import ConfigError
 from hwnas.exporters.onnx import ONNX
-from hwnas.front import export_run, front_of
+from hwnas.front import export_run, front_of, report_run
 from hwnas.network import Network
 from hwnas.profile import network_onnx
 from hwnas.run import Run
@@ -220,3 +220,5 @@ def test_a_search_on_text_ends_in_verified_models(
     for member in front_of(run)["members"]:
         assert member["values"]["perplexity"] < 0.9 * unigram, "what follows a word hangs on the word"
         assert member["values"]["test_perplexity"] < unigram
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8") if report_run(run) else ""
+    assert "validation perplexity" in page and "test perplexity" in page
