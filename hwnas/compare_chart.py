@@ -114,7 +114,7 @@ def draw(found: Comparison, path: Path) -> None:
         left.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}" if abs(100 * share % 1) < 1e-6 else f"{share:.1%}")
         right.set_yscale("log")
         right.set_ylabel("hypervolume that is lacking (logarithmic)")
-        right.yaxis.set_major_formatter(lambda share, _: f"{share:.2%}")
+        right.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         for needed in found.searchers[0].needed:
             right.axhline(1 - needed.share, color=GRID, linewidth=1.2, zorder=0)
         left.legend(loc="lower right", frameon=False, fontsize=9)

@@ -307,7 +307,7 @@ class PARSEC(Distribution):
             draws = 1 if resting else number_of_draws(self.draws, self.kappa, float(torch.special.entr(probs).sum()))
             archs = torch.multinomial(probs, draws, replacement=True, generator=generator).T
             self._optimizers["sgd"].zero_grad()
-            scale = self._tempering(len(labels)) * len(labels)
+            scale = self._tempering(labels.numel()) * labels.numel()
             each = (self._loss(arch, images, labels) for arch in map(tuple, archs.tolist()))
             losses.append(posterior_mean_gradient(weights, each, scale, self.shared.fabric.backward).mean())
             if any(weight.grad is not None for weight in weights):
@@ -324,7 +324,7 @@ class PARSEC(Distribution):
         with torch.no_grad():
             losses = torch.stack([self._loss(arch, images, labels).cpu() for arch in map(tuple, archs.tolist())])
         eta = self.etas[self._eta] / self.reference
-        evidence = -self._tempering(len(labels)) * len(labels) * losses
+        evidence = -self._tempering(labels.numel()) * labels.numel() * losses
         if self.estimator == "posterior":
             evidence = evidence - eta * self.cost.of(archs).to(evidence)
         omega = importance_weights(evidence, 1.0)

@@ -179,7 +179,8 @@ class SNAS(Distribution):
             torch.nn.utils.clip_grad_norm_([self.logits], CLIP_LOGITS)
             for optimizer in self._optimizers.values():
                 optimizer.step()
-            total += torch.stack([loss.detach() * len(labels), (out.argmax(1) == labels).sum(), torch.tensor(len(labels))]).cpu()
+            n = labels.numel()
+            total += torch.stack([loss.detach() * n, (out.argmax(1) == labels).sum(), torch.tensor(n)]).cpu()
         seen = float(total[2])
         return {"temperature": temperature, "sampled_loss": float(total[0]) / seen, "sampled_accuracy": float(total[1]) / seen}
 
