@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from hwnas.errors import ConfigError
 from hwnas.layers import conv, operator
 from hwnas.op import OpSpec
 from hwnas.space import SearchSpace, Site, Slot
@@ -31,14 +30,6 @@ def dil_conv(op: OpSpec) -> nn.Module:
     """Dilated depthwise and 1x1 convolution and BatchNorm; what it reads has had its ReLU."""
     depthwise = conv(op.c_in, op.c_in, op.kernel, op.stride, op.c_in, op.dilation)
     return nn.Sequential(depthwise, conv(op.c_in, op.c_out, 1), nn.BatchNorm2d(op.c_out))
-
-
-@operator("batch_norm")
-def batch_norm(op: OpSpec) -> nn.Module:
-    """BatchNorm on its own: what an edge adds to the pooling that it reads."""
-    if (op.c_in, op.stride) != (op.c_out, 1):
-        raise ConfigError(f"{op} must keep its shape to be a BatchNorm")
-    return nn.BatchNorm2d(op.c_out)
 
 
 class DARTS(SearchSpace):
