@@ -116,7 +116,7 @@ class ENAS(ControllerSearcher):
     ) -> None:
         costs = cost_objectives(problem)
         wanted = problem.shared is not None if weights is None else weights == "shared"
-        self.needs_shared_weights = wanted  # type: ignore[misc]  # of others it is a matter of the class
+        self.needs_shared_weights = wanted
         super().__init__(
             problem, rng, scalarisations(alphas, len(problem.objectives) > len(costs), len(costs)),
             Form(hidden=hidden, share=True, squash=squash, temperature=temperature, op_reduce=op_reduce, prefer=tuple(prefer), bias=bias),

@@ -308,13 +308,10 @@ def test_the_loss_of_a_calibrated_classifier_is_the_least_for_its_error() -> Non
 
 @pytest.mark.parametrize(("estimator", "resource"), [("exact", "macs"), ("score", "macs"), ("posterior", "macs"), ("score", "peak_mb")])
 def test_a_dear_resource_makes_cheap_networks(cell: SearchSpace, estimator: str, resource: str) -> None:
-    ends = []
-    for eta in (0.0, 100.0):
-        options: dict[str, Any] = {"etas": [eta], "epochs": 6, "epochs_per_ask": 0, "batch_size": 5, "logits_lr": 0.2, "draws": 3}
-        searcher = make(make_problem(cell), estimator=estimator, resource=resource, **options)
-        searcher.ask(1)
-        ends.append(searcher.log[f"expected_{resource}"])
-    assert ends[1] < 0.8 * ends[0], ends
+    options: dict[str, Any] = {"etas": [100.0], "epochs": 6, "epochs_per_ask": 0, "batch_size": 10, "logits_lr": 0.3, "draws": 3}
+    searcher = make(make_problem(cell), estimator=estimator, resource=resource, **options)
+    searcher.ask(1)
+    assert searcher.log[f"expected_{resource}"] < 0.8 * searcher.reference
 
 
 def test_while_it_warms_up_the_prior_rests_and_draws_are_single(cell: SearchSpace) -> None:
