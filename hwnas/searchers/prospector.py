@@ -34,6 +34,7 @@ _MARGIN = 0.1  # of the range of what is known: how far the reference point lies
 _REFIT = 1.25  # as many more trials as before, and the Gaussian process is fitted anew
 _SHORTLIST = 1000  # candidates that a batch is chosen from, one after the other
 _LARGE_FRONT = 30  # members of a front of four and more objectives that improvement is computed against
+_NEAR = 4  # candidates, at least, that one of the first networks is drawn from
 _PARENTS = 20  # best candidates whose neighbours are looked at
 _FLOOR = 1e-2  # of the median: values below are as good as it, so that a logarithm of 0 is never taken
 
@@ -68,7 +69,7 @@ class Prospector(Searcher):
         pool: candidates that are drawn for each ask elsewhere, an eighth of it where networks are pruned or priced one by one.
     """
 
-    small: ClassVar[dict[str, Any]] = {"initial": 3, "whole": 64, "pool": 32}
+    small: ClassVar[dict[str, Any]] = {"initial": 3, "whole": 16, "pool": 32}
 
     def __init__(
         self,
@@ -209,7 +210,7 @@ class Prospector(Searcher):
         for number in range(len(self.asked), len(self.asked) + n):
             cost = self._cost(names[number % len(names)], pool.archs)
             place = cost.min() + _halving(number // len(names)) * (cost.max() - cost.min())
-            near = np.argsort(np.abs(cost - place), kind="stable")[: 1 if number < len(names) else max(1, len(cost) // 200)]
+            near = np.argsort(np.abs(cost - place), kind="stable")[: 1 if number < len(names) else max(_NEAR, len(cost) // 200)]
             yield tuple(pool.archs[self.rng.choice(near)].tolist())
 
     def _best(self, n: int) -> Iterator[Architecture]:
