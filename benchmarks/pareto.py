@@ -101,7 +101,7 @@ def scores(task: Task, rows: Sequence[int], budget: int) -> dict[str, list[float
 
 def run_ours(task: Task, name: str, seed: int, budget: int, batch: int) -> tuple[list[int], list[float]]:
     """Rows in the order of evaluation, and the processor time of each ask with the tell before it, s."""
-    plain, _, hidden = name.partition(":")
+    plain, hidden = name.removesuffix(":hidden"), name.endswith(":hidden")
     given = yaml.safe_load(plain) if plain.startswith("{") else {"name": plain}
     costs: dict[str, Cost] = {}
     if not hidden:
@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if task not in known:
             parser.error(f"there is no device {task!r} in {given.file}; known: {', '.join(known)}")
     for name in given.searchers:
-        plain = name.partition(":")[0]
+        plain = name.removesuffix(":hidden")
         if not name.startswith("{") and name not in PEERS and plain not in plugins.names("searchers"):
             parser.error(f"there is no searcher {name!r}; known: {', '.join([*plugins.names('searchers'), *PEERS])}")
     points = [point for point in POINTS if point <= given.budget]

@@ -34,6 +34,7 @@ _MARGIN = 0.1  # of the range of what is known: how far the reference point lies
 _REFIT = 1.25  # as many more trials as before, and the Gaussian process is fitted anew
 _SHORTLIST = 1000  # candidates that a batch is chosen from, one after the other
 _LARGE_FRONT = 30  # members of a front of four and more objectives that improvement is computed against
+_NEAR = 4  # candidates, at least, that one of the first networks is drawn from
 _PARENTS = 20  # best candidates whose neighbours are looked at
 _FLOOR = 1e-2  # of the median: values below are as good as it, so that a logarithm of 0 is never taken
 
@@ -49,6 +50,11 @@ class _Pool:
     def only(self, rows: Rows) -> _Pool:
         return _Pool(self.archs[rows], [group[rows] for group in self.groups], {name: values[rows] for name, values in self.known.items()})
 
+    def joined(self, other: _Pool) -> _Pool:
+        groups = [np.vstack(both) for both in zip(self.groups, other.groups, strict=True)]
+        known = {name: np.concatenate([values, other.known[name]]) for name, values in self.known.items()}
+        return _Pool(np.vstack([self.archs, other.archs]), groups, known)
+
 
 class Prospector(Searcher):
     """Gaussian processes for what is measured, exact costs for what is known, batches by expected hypervolume improvement.
@@ -60,10 +66,10 @@ class Prospector(Searcher):
     Args:
         initial: networks that are asked before there is a model.
         whole: assignments of choices up to which every network is a candidate, if costs are looked up and not computed one by one.
-        pool: candidates that are drawn for each ask elsewhere, a quarter of it where networks are pruned or priced one by one.
+        pool: candidates that are drawn for each ask elsewhere, an eighth of it where networks are pruned or priced one by one.
     """
 
-    small: ClassVar[dict[str, Any]] = {"initial": 3, "whole": 64, "pool": 32}
+    small: ClassVar[dict[str, Any]] = {"initial": 3, "whole": 16, "pool": 32}
 
     def __init__(
         self,
@@ -78,7 +84,7 @@ class Prospector(Searcher):
         self.initial = initial
         slow = [m for m in (*(o.name for o in problem.objectives), *problem.budgets) if m in problem.costs and not _quick(problem.costs[m])]
         self._all = problem.space.size <= whole and not slow
-        self._size = pool if problem.space.expectable and not slow else -(-pool // 4)
+        self._size = pool if problem.space.expectable and not slow else max(16, pool // 8)
         self.features = Features(problem.space)
         self._known = [o for o in problem.objectives if o.name in problem.costs]
         self._measured = [o for o in problem.objectives if o.name not in problem.costs]
@@ -99,7 +105,7 @@ class Prospector(Searcher):
         for objective in self._measured:
             self._values[objective.name] += [_positive(objective, trial.values[objective.name]) for trial in trials]
         if len(self._archs) >= max(self.initial, self._fitted * _REFIT):
-            told = self._describe(np.array(self._archs, dtype=np.int64))
+            told = self._told()
             between = distances(told.groups, told.groups)
             for name, process in self._processes.items():
                 process.fit(between, _log(np.array(self._values[name])))
@@ -134,14 +140,10 @@ class Prospector(Searcher):
     @cached_property
     def _scales(self) -> list[tuple[str, float]]:
         """The groups of features that differ between networks, and what makes their mean squared distance 1."""
-        there, groups = self._groups(self._sample)
+        there, groups = self.features(self._sample)
+        groups = self._with_costs(self._sample, groups)
         widths = {name: float(np.sqrt(2 * group[there].var(0, dtype=np.float64).sum())) for name, group in groups.items()}
         return [(name, 1 / width) for name, width in widths.items() if width > 0]
-
-    def _groups(self, archs: Rows) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.float32]]]:
-        there, groups = self.features(archs)
-        costs = [self._cost(metric, archs)[:, None] for metric, cost in self.problem.costs.items() if _quick(cost)]
-        return there, groups | ({"costs": np.hstack(costs).astype(np.float32)} if costs else {})
 
     def _cost(self, metric: str, archs: Rows) -> Floats:
         """The logarithm of a known cost; 0 where there is no network."""
@@ -155,20 +157,29 @@ class Prospector(Searcher):
             values = np.array([self._priced[metric, arch] for arch in rows])
         return np.where(np.isfinite(values), np.log(np.maximum(values, 1e-12)), 0.0)
 
-    def _describe(self, archs: Rows) -> _Pool:
-        """Features and known objectives of valid architectures."""
-        _, groups = self._groups(archs)
+    def _with_costs(self, archs: Rows, groups: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """The groups of features, and one of the costs that are looked up."""
+        costs = [self._cost(metric, archs) for metric, cost in self.problem.costs.items() if _quick(cost)]
+        return groups | ({"costs": np.stack(costs, 1).astype(np.float32)} if costs else {})
+
+    def _describe(self, archs: Rows, groups: dict[str, NDArray[np.float32]]) -> _Pool:
+        """Features, scaled, and known objectives of valid architectures."""
+        groups = self._with_costs(archs, groups)
         known = {objective.name: self._cost(objective.name, archs) for objective in self._known}
         return _Pool(archs, [(scale * groups[name]).astype(np.float32) for name, scale in self._scales], known)
 
+    def _told(self) -> _Pool:
+        archs = np.array(self._archs, dtype=np.int64)
+        return self._describe(archs, self.features(archs)[1])
+
     def _pool(self, archs: Rows) -> _Pool:
-        """Those of the architectures that are networks within the budgets."""
-        there, _ = self.features(archs)
-        archs = archs[there]
-        archs = archs[self.problem.feasible([tuple(arch) for arch in archs.tolist()])]
-        if not len(archs):
-            archs = np.array([self.problem.random(self.rng)], dtype=np.int64)
-        return self._describe(archs)
+        """Those of the architectures that are networks within the budgets; one that is, where none of them is."""
+        there, groups = self.features(archs)
+        rows = np.flatnonzero(there)
+        rows = rows[self.problem.feasible([tuple(arch) for arch in archs[rows].tolist()])]
+        if not len(rows):
+            return self._pool(np.array([self.problem.random(self.rng)], dtype=np.int64))
+        return self._describe(archs[rows], {name: group[rows] for name, group in groups.items()})
 
     @cached_property
     def _whole(self) -> _Pool:
@@ -199,12 +210,12 @@ class Prospector(Searcher):
         for number in range(len(self.asked), len(self.asked) + n):
             cost = self._cost(names[number % len(names)], pool.archs)
             place = cost.min() + _halving(number // len(names)) * (cost.max() - cost.min())
-            near = np.argsort(np.abs(cost - place), kind="stable")[: 1 if number < len(names) else max(1, len(cost) // 200)]
+            near = np.argsort(np.abs(cost - place), kind="stable")[: 1 if number < len(names) else max(_NEAR, len(cost) // 200)]
             yield tuple(pool.archs[self.rng.choice(near)].tolist())
 
     def _best(self, n: int) -> Iterator[Architecture]:
         """Networks of the largest expected improvement, one after the other."""
-        model = _Model(self._describe(np.array(self._archs, dtype=np.int64)), self._objectives)
+        model = _Model(self._told(), self._objectives)
         pool = self._whole if self._all else self._near(model)
         told = {tuple(arch) for arch in self.asked.values()}
         for row in model.batch(pool, np.array([tuple(arch) not in told for arch in pool.archs.tolist()])):
@@ -227,8 +238,7 @@ class Prospector(Searcher):
         pool = self._pool(np.vstack([self._drawn(self.rng, quarter), self._mutants(front, 2 * quarter)]))
         for _ in range(2):
             best = np.argsort(-model.improvement(pool), kind="stable")[:_PARENTS]
-            more = self._pool(self._mutants(pool.archs[best], quarter))
-            pool = self._describe(np.unique(np.vstack([pool.archs, more.archs]), axis=0))
+            pool = pool.joined(self._pool(self._mutants(pool.archs[best], quarter)))
         return pool
 
 
