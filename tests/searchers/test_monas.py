@@ -114,10 +114,8 @@ def test_alpha_0_finds_the_cheapest_network_whatever_its_error(cells: SearchSpac
     problem = problem_of(cells)
     searcher = make(problem, alphas=[0.0], steps=10, lr=0.02, entropy=0.0, free=32)
     drive(searcher, 40)
-    drawn = [
-        tuple(arch)
-        for arch in searcher.controller.sample(torch.zeros(64, dtype=torch.int64), torch.Generator().manual_seed(0)).archs.tolist()
-    ]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [tuple(arch) for arch in searcher.controller.sample(torch.zeros(64, dtype=torch.int64), generator).archs.tolist()]
     networks = [arch for arch in drawn if cells.graph(arch)]
     assert len(networks) > 50
     rng = np.random.default_rng(0)
