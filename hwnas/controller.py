@@ -471,7 +471,8 @@ class ControllerSearcher(Searcher):
         """Draws for one reward after another; what has been asked already gives its turn away, and random networks fill the rest."""
         turns = (torch.arange(n) + len(self.asked)) % self.contexts
         drawn = self.drawn(turns.repeat(DRAWS), self.torch_generator())
-        return self.unasked(chain(drawn, self.random_architectures(n)), n)
+        strangers = (arch for arch in self.random_architectures(n) if self.promising([arch])[0])
+        return self.unasked(chain(drawn, strangers, self.random_architectures(n)), n)
 
     def drawn(self, turns: Int[Tensor, " n"], generator: torch.Generator) -> list[Architecture]:
         """What the policies of these turns draw, each architecture once, as far as it is worth an evaluation."""
@@ -516,12 +517,13 @@ class ControllerSearcher(Searcher):
         reading = self.controller(turns, archs)
         costs = self.known(archs, self.free)
         excess = self._excess(archs)
-        rewards = self.free_rewards(archs.view(self.contexts, -1, archs.shape[1]), costs.view(self.contexts, -1, costs.shape[1]))
-        rewards = rewards - self.learning.kappa * excess.view(self.contexts, -1)
+        shape = (self.contexts, self.learning.free)
+        rewards = self.free_rewards(archs.view(*shape, archs.shape[1]), costs.view(*shape, costs.shape[1]))
+        rewards = rewards - self.learning.kappa * excess.view(shape)
         entropy = reading.entropy.sum() / len(archs) / (math.log(self.problem.space.size) or 1.0)
         self.log = {"entropy": float(entropy.detach()), "feasible": float((excess == 0).float().mean())}
         surprise = rewards - self.free_baseline.update(rewards.mean(1))
-        loss: Tensor = reinforce(reading.log_prob.view(self.contexts, -1), surprise) - self.learning.entropy * entropy
+        loss: Tensor = reinforce(reading.log_prob.view(shape), surprise) - self.learning.entropy * entropy
         return loss
 
     def save(self) -> State:
