@@ -26,6 +26,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
     "Hardware-aware neural architecture search: measure a device, search, and get a Pareto front of trained models as ONNX, "
     "each measured on that device and inside the budget."
 ))  # fmt: skip
+space_app = typer.Typer(no_args_is_help=True, help="Look at search spaces (`hwnas spaces` lists them).")
+app.add_typer(space_app, name="space")
 table_app = typer.Typer(no_args_is_help=True, help="Look at lookup tables and check them.")
 app.add_typer(table_app, name="table")
 
@@ -72,6 +74,37 @@ def devices(as_json: Json = False) -> None:
 def spaces(as_json: Json = False) -> None:
     """List the search spaces."""
     _plugins("spaces", as_json)
+
+
+@space_app.command(name="show")
+def space_show(
+    name: Annotated[str, typer.Argument(help="A space's name from `hwnas spaces`.")],
+    options_: Annotated[
+        list[str] | None, typer.Argument(help="The space's options, e.g. cells=1 width=8", metavar="[OPTION=VALUE]...")
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="Draw this architecture's network, e.g. 0,3,1, and not all candidates.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, .png or .svg [default: NAME_space.png in the current folder].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a search space: all its candidates, or the network of one architecture."""
+    import yaml
+
+    from hwnas.space import load_space
+    from hwnas.space_chart import draw, load_chart
+
+    given = {}
+    for text in options_ or ():
+        key, is_, value = text.partition("=")
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            is_ = ""
+        if not is_:
+            raise ConfigError(f"an option of a space must look like width=8, but got {text!r}")
+    space = load_space(name, given)
+    path = out or Path(f"{name}_space.png")
+    draw(load_chart(space, None if arch is None else space.parse(arch)), path)
+    typer.echo(json.dumps({"files": [str(path)]}) if as_json else str(path))
 
 
 @app.command()
@@ -189,6 +222,28 @@ def verify(
     if not passed:
         typer.echo("verify: not every check passed", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def explain(run: RunArgument, as_json: Json = False) -> None:
+    """Show what the states of a run's controller know of the architectures it writes (searchers enas and monas)."""
+    from hwnas.explain import explain_run
+
+    found = explain_run(_open_run(run))
+    if as_json:
+        typer.echo(json.dumps([one.plain() for one in found], indent=1))
+        return
+    for one in found:
+        typer.echo(f"reward with weights {', '.join(f'{weight:g}' for weight in one.weights)}: policy entropy {one.entropy:.0%} of uniform")
+        for name, known in one.correlations.items():
+            said = f"rho {known.rho:+.3f}, p {known.p_value:.3f}" if known else "the same for all pairs"
+            typer.echo(f"  distance of states and of {name:6} {said}")
+        typer.echo(f"  equal choices after the same state {one.within:.0%}, after different states {one.between:.0%}")
+        for slot in one.slots:
+            typer.echo(
+                f"  {slot.slot:24} entropy {slot.entropy:4.0%}   takes {slot.history_bits:.3f} bits from the choices before   "
+                f"probe {slot.probe:4.0%}, majority {slot.majority:4.0%}"
+            )
 
 
 @app.command()

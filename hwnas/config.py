@@ -68,7 +68,7 @@ class Experiment(BaseModel):
     objectives: Annotated[list[str], Field(min_length=1)] = ["error", "latency_ms"]
     budgets: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    searcher: Named = Named(name="nsga2")
+    searcher: Named = Named(name="prospector")
     evaluator: Named = Named(name="shared")
     trials: Annotated[int, Field(ge=1)] = 200
     batch: Annotated[int, Field(ge=1)] = 16

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, reduce
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from hwnas import resources
+from hwnas.diagram import Diagrams, Evaluation, Function
 from hwnas.errors import ConfigError, MissingPriceError, SpaceError, TableError
 from hwnas.op import OpSpec
-from hwnas.space import IDENTITY, Architecture, Decision, SearchSpace
+from hwnas.space import IDENTITY, Architecture, Decision, SearchSpace, Site
 
-MOST_PATTERNS = 1 << 16
-"""Presence patterns that are enumerated for the exact expectation; 14 edges of a DARTS cell have 2^14."""
+ENUMERABLE = 1 << 16
+"""Architectures up to which the cheapest is found by pricing all of them."""
+MOST_NODES = 1 << 18
+"""Nodes of decision diagrams that may be made to find out when a site is alive."""
 _DENSE = 1 << 20  # entries of the largest table that prices of architectures are looked up in
 _IN_CACHE = 1 << 13  # entries of a table that stays in the first cache level
 _CHUNK = 1 << 14  # architectures looked up at a time
@@ -29,8 +32,6 @@ _REMEMBERED = 1 << 16  # networks whose operators a cost model keeps
 _STARTS, _FEW_STARTS = 16, 3  # of the descent to the cheapest network: by lookup, and where networks are walked one by one
 
 Prices = Mapping[OpSpec, float] | Callable[[OpSpec], float]
-Patterns = np.ndarray[tuple[int, int], np.dtype[np.int64]]
-Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +51,9 @@ class CostModel(nn.Module):
     """cost = offset + sum over sites of price x probability that the site is in the network.
 
     That probability is the product of the probabilities of the site's decisions, times the probability that the site
-    is alive given them. The latter is exact: choices that wire the network alike are one class, and the presence
-    patterns of the classes are enumerated (NAS-Bench-201: 4^6). Where they are too many, or the space chooses its sites
-    by a rule, `expects` is False: networks are priced one by one, and soft rows are refused.
+    is alive given them. The latter is exact: when a site is alive is a decision diagram over the choices (`diagram.py`),
+    where choices that wire the network alike are one. Where it grows too large, or the space chooses its sites by a rule,
+    `expects` is False: networks are priced one by one, and soft rows are refused.
 
     Args:
         prices: the price of each of `space.operators()`, in the unit that ends `metric`'s name.
@@ -89,14 +90,10 @@ class CostModel(nn.Module):
         self.register_buffer("price", price, persistent=False)
         self._terms: _Terms | _Walked
         self.term_price: Tensor
-        try:
-            if self.once or not space.expectable:
-                raise SpaceError(f"{space.name} prices its networks one by one; search it with a searcher that prices whole architectures")
-            self._terms = _Terms(space, self.operators)
-            self.register_buffer("term_price", self._terms.usage @ price, persistent=False)
-        except SpaceError as error:
-            self._terms = _Walked(space, self.operators, self.once, str(error))
-            self.register_buffer("term_price", price.clone(), persistent=False)
+        unmixed = SpaceError(f"{space.name} prices its networks one by one; search it with a searcher that prices whole architectures")
+        terms = _terms(space) if space.expectable and not self.once else unmixed
+        self._terms = _Walked(space, self.operators, self.once, str(terms)) if isinstance(terms, SpaceError) else terms
+        self.register_buffer("term_price", self._terms.usage @ price, persistent=False)
         self.corrections: Tensor | None
         self.register_buffer("corrections", None if corrections is None else _corrections(space, corrections), persistent=False)
 
@@ -172,11 +169,11 @@ class CostModel(nn.Module):
         if isinstance(self._terms, _Walked):
             return None
         groups = self._terms.by_slots()
+        if any(math.prod(space.num_choices[slot] for slot in slots) > _DENSE for slots in groups):
+            return None
         tables = []
         for slots, rows in groups.items():
             shape = [space.num_choices[slot] for slot in slots]
-            if math.prod(shape) > _DENSE:
-                return None
             archs = torch.zeros(math.prod(shape), len(space.slots), dtype=torch.int64)
             for slot, column in zip(slots, np.indices(shape).reshape(len(shape), -1), strict=True):
                 archs[:, slot] = torch.as_tensor(column)
@@ -329,7 +326,7 @@ def choice_mask(space: SearchSpace) -> Bool[Tensor, "slot choice"]:
 
 def cheapest(cost: Cost, space: SearchSpace, seed: int = 0) -> Architecture:
     """An architecture of least cost among the valid: all of them up to 2^16, else coordinate descent from random starts."""
-    if space.size <= MOST_PATTERNS:
+    if space.size <= ENUMERABLE:
         return _least(cost, space, list(space.all()))[1]
     rng = np.random.default_rng(seed)
     best: tuple[float, Architecture] = (math.inf, ())
@@ -377,63 +374,62 @@ def _price(prices: Prices, op: OpSpec, metric: str) -> float:
     return value
 
 
+@lru_cache(maxsize=8)
+def _terms(space: SearchSpace) -> _Terms | SpaceError:
+    """What all metrics of a space share, or why it has no expected cost."""
+    try:
+        return _Terms(space, space.operators())
+    except SpaceError as error:
+        return SpaceError(f"{space.name} has no expected cost: {error}; search it with a searcher that prices whole architectures")
+
+
 class _Terms:
-    """The sites grouped by what they hang on: a term is a set of decisions and the patterns in which they are alive.
+    """The sites grouped by what they hang on: a term is a set of decisions and, given these, the wirings in which they are alive.
 
     `usage` (term, operator) counts how many sites of each operator a term stands for.
     """
 
     def __init__(self, space: SearchSpace, operators: tuple[OpSpec, ...]) -> None:
         self.space = space
-        classes, live_slots, patterns = _patterns(space)
-        self.live_slots = live_slots
-        alive = _alive(space, classes, live_slots, patterns)
+        classes = _classes(space)
+        self.live_slots = [slot for slot, labels in enumerate(classes) if max(labels) > 0]
+        self._variable = {slot: k for k, slot in enumerate(self.live_slots)}
+        diagrams = Diagrams([max(classes[slot]) + 1 for slot in self.live_slots], MOST_NODES)
         index = {op: i for i, op in enumerate(operators)}
-        found: dict[tuple[tuple[Decision, ...], bytes], dict[int, int]] = {}
-        bits: dict[bytes, Mask] = {}
+        found: dict[tuple[tuple[Decision, ...], Function], dict[int, int]] = {}
 
-        def count(op: OpSpec, when: tuple[Decision, ...], lives: Mask) -> None:
-            match = _matches(when, classes, live_slots, patterns)
-            key = b"" if bool(lives[match].all()) else lives.tobytes()
-            bits.setdefault(key, lives)
-            uses = found.setdefault((when, key), {})
-            uses[index[op]] = uses.get(index[op], 0) + 1
+        def count(op: OpSpec, when: tuple[Decision, ...], lives: Function) -> None:
+            fixed = {self._variable[slot]: classes[slot][choice] for slot, choice in when if slot in self._variable}
+            lives = diagrams.restrict(lives, fixed)
+            if lives != diagrams.false:
+                uses = found.setdefault((when, lives), {})
+                uses[index[op]] = uses.get(index[op], 0) + 1
 
-        writers = _writers(space, classes, alive)
-        computed = _computed(space, alive, writers)
-        for site, lives in zip(space.sites, computed, strict=True):
-            if lives.any():
-                count(site.op, site.when, lives)
+        chosen = [_holds(diagrams, self._variable, classes, site.when) for site in space.sites]
+        alive = _alive(space, diagrams, chosen)
+        writers = _writers(space, diagrams, classes, alive)
+        for site, lives in zip(space.sites, _computed(space, diagrams, alive, writers), strict=True):
+            count(site.op, site.when, lives)
         for node, writing in writers.items():
-            for k in range(2, int(writing.max(initial=0)) + 1):
-                count(space.addition(node), (), writing >= k)
-        self.terms = sorted(found, key=lambda term: (term[1] != b"", tuple(slot for slot, _ in term[0]), term))
+            for k in range(2, max(diagrams.leaves(writing)) + 1):
+                count(space.addition(node), (), diagrams.at_least(writing, k))
+        self.terms = sorted(found, key=lambda term: (term[1] != diagrams.true, tuple(slot for slot, _ in term[0]), term))
         self.usage = torch.zeros(len(self.terms), len(operators), dtype=torch.float64)
         for row, term in enumerate(self.terms):
             for column, number in found[term].items():
                 self.usage[row, column] = number
-        self._index_presence(classes, patterns, bits)
+        self._certain = sum(lives == diagrams.true for _, lives in self.terms)
+        self._lives = Evaluation(diagrams, [lives for _, lives in self.terms[self._certain :]])
+        self._deciding = [{slot for slot, _ in when} | {self.live_slots[k] for k in diagrams.support(lives)} for when, lives in self.terms]
+        self._index_decisions(classes)
 
-    def _index_presence(self, classes: list[list[int]], patterns: Patterns, bits: Mapping[bytes, Mask]) -> None:
+    def _index_decisions(self, classes: list[list[int]]) -> None:
         space = self.space
         width = max(space.num_choices, default=1)
         longest = max((len(when) for when, _ in self.terms), default=0)
         pad = len(space.slots) * width
         flat = [[slot * width + choice for slot, choice in when] + [pad] * (longest - len(when)) for when, _ in self.terms]
         self.flat = torch.tensor(flat, dtype=torch.int64).reshape(len(self.terms), longest)
-        # groups of terms that may be dead: the same slots choose them, so whether they live depends on the other slots
-        self.groups: list[tuple[list[int], Tensor, Tensor, Tensor]] = []
-        self.sizes = sizes = [max(classes[slot]) + 1 for slot in self.live_slots]
-        grouped: dict[tuple[int, ...], list[int]] = {}
-        for row, (when, key) in enumerate(self.terms):
-            if key:
-                grouped.setdefault(tuple(slot for slot, _ in when), []).append(row)
-        for slots, rows in grouped.items():
-            others = [k for k, slot in enumerate(self.live_slots) if slot not in slots]
-            live = np.stack([bits[self.terms[row][1]] for row in rows], 1)
-            chosen = tuple(k for k, slot in enumerate(self.live_slots) if slot in slots)
-            given = live.reshape(*sizes, len(rows)).sum(chosen, dtype=np.int64)
-            self.groups.append((others, torch.tensor(rows), torch.as_tensor(live), torch.as_tensor(given)))
         self.members = torch.zeros(len(self.live_slots), width, max((max(classes[s]) + 1 for s in self.live_slots), default=1))
         for k, slot in enumerate(self.live_slots):
             for choice, group in enumerate(classes[slot]):
@@ -447,16 +443,11 @@ class _Terms:
             raise SpaceError(f"probs of {space.name} must end in {wanted}, but have shape {tuple(probs.shape)}")
         flat = nn.functional.pad(probs.flatten(-2), (0, 1), value=1.0)
         present = flat[..., self.flat].prod(-1)
-        if not self.groups:
+        if self._certain == len(self.terms):
             return present
         share = torch.einsum("...sc,scg->...sg", probs[..., self.live_slots, :], self.members.to(probs))
-        factor = torch.ones_like(present)
-        for others, rows, _, live in self.groups:
-            alive = live.to(probs).expand(*probs.shape[:-2], *live.shape).flatten(probs.dim() - 2)
-            for k in others:
-                alive = (share[..., k, : self.sizes[k], None] * torch.unflatten(alive, -1, (self.sizes[k], -1))).sum(-2)
-            factor = factor.index_copy(-1, rows.to(probs.device), alive)
-        return present * factor
+        certain = probs.new_ones(()).expand(*present.shape[:-1], self._certain)
+        return present * torch.cat([certain, self._lives.mean(share)], -1)
 
     def present(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n term"]:
         """1 where a term is in an architecture's network: `presence` of one-hot rows, by lookup."""
@@ -465,24 +456,20 @@ class _Terms:
         flat = nn.functional.pad(archs, (0, 1)) + torch.arange(len(space.slots) + 1) * width
         chosen = torch.zeros(len(archs), (len(space.slots) + 1) * width, dtype=torch.float64).scatter_(1, flat, 1.0)
         out = chosen[:, self.flat].prod(-1)
-        if self.groups:
-            pattern = archs.new_zeros(len(archs))
-            for k, slot in enumerate(self.live_slots):
-                pattern = pattern * self.sizes[k] + self.members[k].argmax(-1)[archs[:, slot]]
-            for _, rows, live, _ in self.groups:
-                out[:, rows] = out[:, rows] * live[pattern]
+        if self._certain < len(self.terms):
+            groups = self.members.argmax(-1)[torch.arange(len(self.live_slots)), archs[:, self.live_slots]]
+            out[:, self._certain :] *= self._lives.at(groups)
         return out
 
     @property
     def always(self) -> list[int]:
         """The terms that every network holds."""
-        return [row for row, (when, key) in enumerate(self.terms) if not when and not key]
+        return [row for row, slots in enumerate(self._deciding) if not slots]
 
     def by_slots(self) -> dict[tuple[int, ...], list[int]]:
         """The other terms by the slots that decide them; groups are joined while few joint choices come of it."""
         groups: dict[tuple[int, ...], list[int]] = {}
-        for row, (when, key) in enumerate(self.terms):
-            deciding = {slot for slot, _ in when} | (set(self.live_slots) if key else set())
+        for row, deciding in enumerate(self._deciding):
             if deciding:
                 groups.setdefault(tuple(sorted(deciding)), []).append(row)
         joined: dict[tuple[int, ...], list[int]] = {}
@@ -497,91 +484,84 @@ class _Terms:
         return joined
 
 
-def _patterns(space: SearchSpace) -> tuple[list[list[int]], list[int], Patterns]:
-    """For each slot the wiring class of each choice; the slots with more than one class; all patterns (pattern, live slot)."""
+def _classes(space: SearchSpace) -> list[list[int]]:
+    """For each slot the wiring class of each choice: choices of one class wire the network alike."""
     classes = [list(range(n)) for n in space.num_choices]
     twins = any(site.weightless for site in space.sites)  # whether a choice only hands on makes a difference then
+    deciding: list[list[Site]] = [[] for _ in classes]
+    for site in space.sites:
+        for slot, _ in site.when:
+            deciding[slot].append(site)
     changed = True
     while changed:
         changed = False
         for slot in range(len(space.slots)):
             wiring: list[Counter[object]] = [Counter() for _ in classes[slot]]
-            for site in space.sites:
-                for s, choice in site.when:
-                    if s == slot:
-                        rest = tuple((t, classes[t][c]) for t, c in site.when if t != slot and len(set(classes[t])) > 1)
-                        wiring[choice][site.inputs, site.output, rest, twins and site.op.kind == IDENTITY] += 1
+            for site in deciding[slot]:
+                rest = tuple((t, classes[t][c]) for t, c in site.when if t != slot and len(set(classes[t])) > 1)
+                wiring[dict(site.when)[slot]][site.inputs, site.output, rest, twins and site.op.kind == IDENTITY] += 1
             distinct = [w for i, w in enumerate(wiring) if w not in wiring[:i]]
             merged = [distinct.index(w) for w in wiring]
             if merged != classes[slot]:
                 classes[slot], changed = merged, True
-    live = [slot for slot, labels_ in enumerate(classes) if len(set(labels_)) > 1]
-    number = math.prod(len(set(classes[slot])) for slot in live)
-    if number > MOST_PATTERNS:
-        raise SpaceError(
-            f"{space.name} has {number} presence patterns, more than the {MOST_PATTERNS} that are enumerated for its expected cost; "
-            "search it with a searcher that prices whole architectures"
-        )
-    grid = np.indices([len(set(classes[slot])) for slot in live], dtype=np.int64).reshape(len(live), number).T
-    return classes, live, grid.reshape(number, len(live))
+    return classes
 
 
-def _matches(when: tuple[Decision, ...], classes: list[list[int]], live_slots: list[int], patterns: Patterns) -> Mask:
-    match = np.ones(len(patterns), dtype=np.bool_)
+def _holds(diagrams: Diagrams, variable: Mapping[int, int], classes: list[list[int]], when: tuple[Decision, ...]) -> Function:
+    found = diagrams.true
     for slot, choice in when:
-        if slot in live_slots:
-            match &= patterns[:, live_slots.index(slot)] == classes[slot][choice]
-    return match
+        if slot in variable:
+            found = diagrams.both(found, diagrams.literal(variable[slot], classes[slot][choice]))
+    return found
 
 
-def _alive(space: SearchSpace, classes: list[list[int]], live_slots: list[int], patterns: Patterns) -> list[Mask]:
-    """For every site: in which patterns it is there, fed and used."""
-    nothing = np.zeros(len(patterns), dtype=np.bool_)
-    fed = {space.input: ~nothing}
+def _alive(space: SearchSpace, diagrams: Diagrams, chosen: list[Function]) -> list[Function]:
+    """For every site: where it is chosen, fed and used."""
+    fed = {space.input: diagrams.true}
     alive = []
-    for site in space.sites:
-        lives = _matches(site.when, classes, live_slots, patterns) & np.logical_or.reduce([fed.get(n, nothing) for n in site.inputs])
-        fed[site.output] = fed.get(site.output, nothing) | lives
+    for site, holds in zip(space.sites, chosen, strict=True):
+        lives = diagrams.both(holds, diagrams.either(fed.get(node, diagrams.false) for node in site.inputs))
+        fed[site.output] = diagrams.either((fed.get(site.output, diagrams.false), lives))
         alive.append(lives)
-    used = {space.output: ~nothing}
+    used = {space.output: diagrams.true}
     for i in range(len(space.sites) - 1, -1, -1):
         site = space.sites[i]
-        alive[i] = alive[i] & used.get(site.output, nothing)
+        alive[i] = diagrams.both(alive[i], used.get(site.output, diagrams.false))
         for node in site.inputs:
-            used[node] = used.get(node, nothing) | alive[i]
+            used[node] = diagrams.either((used.get(node, diagrams.false), alive[i]))
     return alive
 
 
-def _writers(space: SearchSpace, classes: list[list[int]], alive: list[Mask]) -> dict[str, NDArray[np.int64]]:
-    """How many live sites write each node, in every pattern. Choices of one class are alternatives: they count once."""
-    kinds: dict[str, dict[tuple[Decision, ...], dict[tuple[Decision, ...], NDArray[np.int64]]]] = {}
+def _writers(space: SearchSpace, diagrams: Diagrams, classes: list[list[int]], alive: list[Function]) -> dict[str, Function]:
+    """How many live sites write each node. Choices of one class are alternatives: they count once."""
+    kinds: dict[str, dict[tuple[Decision, ...], dict[tuple[Decision, ...], Function]]] = {}
     for site, lives in zip(space.sites, alive, strict=True):
         wired = tuple((slot, classes[slot][choice]) for slot, choice in site.when)
         alternatives = kinds.setdefault(site.output, {}).setdefault(wired, {})
-        alternatives[site.when] = alternatives.get(site.when, np.zeros(len(lives), np.int64)) + lives
-    return {node: np.sum([next(iter(a.values())) for a in groups.values()], 0) for node, groups in kinds.items()}
+        alternatives[site.when] = diagrams.plus(alternatives.get(site.when, diagrams.false), lives)
+    writing = {node: [next(iter(a.values())) for a in groups.values()] for node, groups in kinds.items()}
+    return {node: reduce(diagrams.plus, numbers) for node, numbers in writing.items()}
 
 
-def _computed(space: SearchSpace, alive: list[Mask], writers: Mapping[str, NDArray[np.int64]]) -> list[Mask]:
-    """For every site: in which patterns it is alive and computes what no earlier weightless site computes (see `space.steps`)."""
+def _computed(space: SearchSpace, diagrams: Diagrams, alive: list[Function], writers: Mapping[str, Function]) -> list[Function]:
+    """For every site: where it is alive and computes what no earlier weightless site computes (see `space.steps`)."""
     if not any(site.weightless for site in space.sites):
         return alive
-    numbers = {node: i for i, node in enumerate([space.input, *writers])}
-    size = len(alive[0])
-    values = {space.input: np.zeros(size, np.int64)}
+    values = {node: diagrams.constant(i) for i, node in enumerate([space.input, *writers])}
+    one = diagrams.constant(1)
     computed = list(alive)
     known: dict[OpSpec, list[int]] = {}
     for i, site in enumerate(space.sites):
-        value = values.setdefault(site.output, np.full(size, numbers[site.output]))
         if site.op.kind == IDENTITY and site.output != space.output:
-            alone = alive[i] & (writers[site.output] == 1)
-            value[alone] = values[site.inputs[0]][alone]
+            alone = diagrams.both(alive[i], diagrams.equal(writers[site.output], one))
+            values[site.output] = diagrams.choose(alone, values[site.inputs[0]], values[site.output])
         elif site.weightless:
             for j in known.setdefault(site.op, []):
                 other = space.sites[j]
-                equal = [values[a] == values[b] for a, b in zip(site.inputs, other.inputs, strict=True)]
-                twin = computed[i] & computed[j] & np.logical_and.reduce(equal)
-                value[twin] = values[other.output][twin]
-                computed[i] = computed[i] & ~twin
+                twin = diagrams.both(computed[i], computed[j])
+                for a, b in zip(site.inputs, other.inputs, strict=True):
+                    twin = diagrams.both(twin, diagrams.equal(values[a], values[b]))
+                values[site.output] = diagrams.choose(twin, values[other.output], values[site.output])
+                computed[i] = diagrams.without(computed[i], twin)
             known[site.op].append(i)
     return computed

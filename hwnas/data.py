@@ -1,4 +1,4 @@
-"""Image data sets as uint8 tensors in memory: three disjoint parts, their normalisation, augmentation, batches.
+"""Data sets as tensors in memory, of images (uint8) or windows of text: three disjoint parts, normalisation, augmentation, batches.
 
 A loader is a function of keyword-only options that returns a `Dataset`; a configuration names it.
 """
@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Num, UInt8
+from jaxtyping import Float, Int32, Int64, Num, UInt8
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from hwnas import text as texts
 from hwnas.errors import ConfigError, DataError, nearest
 from hwnas.plugins import checked_options
 
@@ -117,6 +119,27 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
+class Windows(Part):
+    """Windows of tokens (n, 1, steps, 1), and for every token the one that follows it.
+
+    Raises:
+        DataError: no window, another shape or type, a negative token.
+    """
+
+    images: Int32[Tensor, "n 1 steps 1"]
+    labels: Int64[Tensor, "n steps"]
+
+    def __post_init__(self) -> None:
+        tokens, labels = self.images, self.labels
+        if tokens.ndim != 4 or tokens.dtype != torch.int32 or (tokens.shape[1], tokens.shape[3]) != (1, 1) or not tokens.numel():
+            raise DataError(f"tokens must be int32 of shape (n, 1, steps, 1) and not empty, but are {tokens.dtype} {tuple(tokens.shape)}")
+        if labels.dtype != torch.int64 or labels.shape != (len(tokens), tokens.shape[2]):
+            raise DataError(f"tokens {tuple(tokens.shape)} need an int64 label each, not {labels.dtype} {tuple(labels.shape)}")
+        if min(int(tokens.min()), int(labels.min())) < 0:
+            raise DataError(f"tokens must be 0 or more, but the smallest is {min(int(tokens.min()), int(labels.min()))}")
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Three disjoint parts: networks learn from `train`, are chosen by `valid`, and `test` is touched once, at the end.
 
@@ -135,6 +158,9 @@ class Dataset:
     class_names: tuple[str, ...]
     augment: Augmentation = field(default_factory=Augmentation)
     resize: str = "none"
+
+    gives: ClassVar[str] = "images"
+    """What networks learn from; a space says in `reads` what its networks take."""
 
     def __post_init__(self) -> None:
         for where in ("train", "valid", "test"):
@@ -194,6 +220,55 @@ class Dataset:
             "layout": "NCHW", "channel": channel, "height": height, "width": width, "dtype": "float32",
             "channel_order": CHANNEL_ORDER[channel], "resize": self.resize, "raw_range": [0, 255],
             "scale": 1 / 255, "mean": list(self.mean), "std": list(self.std), "class_names": list(self.class_names),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Text(Dataset):
+    """Windows of text: a class is a token of the vocabulary, and every token of a window has a label, the token that follows it.
+
+    Raises:
+        DataError: parts of windows of different lengths, tokens beyond the vocabulary.
+    """
+
+    level: texts.Level = "word"
+
+    gives: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        for where in ("train", "valid", "test"):
+            part: Part = getattr(self, where)
+            if tuple(part.images.shape[1:]) != self.image_shape:
+                raise DataError(
+                    f"{self.name}: {where} windows must be {self.image_shape} as in train, but are {tuple(part.images.shape[1:])}"
+                )
+            largest = max(int(part.images.max()), int(part.labels.max()))
+            if largest >= self.num_classes:
+                raise DataError(
+                    f"{self.name}: {where} tokens must be below {self.num_classes}, the vocabulary's size, but one is {largest}"
+                )
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """0: tokens are numbers of words, which nobody normalises."""
+        return (0.0,)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """1, for the same reason."""
+        return (1.0,)
+
+    def normalise(self, images: Int32[Tensor, "n 1 steps 1"]) -> Float[Tensor, "n 1 steps 1"]:
+        """The tokens as float32, what a network reads."""
+        return images.to(torch.float32)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How a user of the exported network numbers the tokens of a line; the vocabulary stands in the manifest's `classes`."""
+        _, steps, _ = self.image_shape
+        return {
+            "layout": "NCHW", "channel": 1, "height": steps, "width": 1, "dtype": "float32", "level": self.level,
+            "raw_range": [0, self.num_classes - 1], "scale": 1.0, "mean": [0.0], "std": [1.0],
+            "unknown": texts.UNKNOWN, "end_of_line": texts.END,
         }  # fmt: skip
 
 
@@ -438,7 +513,37 @@ def _read_image(path: Path, size: int, channels: int) -> Tensor:
     return torch.from_numpy(pixels).view(size, size, channels).permute(2, 0, 1)
 
 
-LOADERS: Mapping[str, Callable[..., Dataset]] = {loader.__name__: loader for loader in (digits, npz, image_folder)}
+def text(
+    *, train: str, valid: str | None = None, test: str | None = None, level: texts.Level = "word",
+    vocabulary: Annotated[int, Field(ge=3)], steps: Annotated[int, Field(ge=2)] = 20,
+    valid_share: float = 0.1, test_share: float = 0.1, limit: Annotated[int, Field(ge=1)] | None = None,
+) -> Text:  # fmt: skip
+    """Text files, every line with `<eos>` at its end; parts without a file of their own are the last shares of `train`.
+
+    The vocabulary is that of the train part; `limit` windows of `steps` tokens are the first of each part.
+    """
+    if not (0 < valid_share < 1 and 0 < test_share < 1 and valid_share + test_share < 1):
+        raise ConfigError(f"valid_share and test_share must be above 0 and together below 1, but got {valid_share} and {test_share}")
+    paths = {part: Path(path).expanduser() for part, path in (("train", train), ("valid", valid), ("test", test)) if path}
+    if len({path.resolve() for path in paths.values()}) < len(paths):
+        raise ConfigError(f"train, valid and test must be different files, but are {', '.join(map(str, paths.values()))}")
+    streams = {part: texts.read(path, level) for part, path in paths.items()}
+    whole = len(streams["train"])
+    for part, share in (("test", test_share), ("valid", valid_share)):
+        if part not in paths:
+            stream = streams["train"]
+            cut = len(stream) - round(share * whole)
+            streams |= {"train": stream[:cut], part: stream[cut:]}
+    names = texts.vocabulary(streams["train"], vocabulary)
+    numbers = {name: number for number, name in enumerate(names)}
+    parts = {
+        part: Windows(*texts.windows(stream, numbers, steps, limit, f"{paths.get(part, paths['train'])}: the {part} part"))
+        for part, stream in streams.items()
+    }
+    return Text(paths["train"].stem, parts["train"], parts["valid"], parts["test"], names, level=level)
+
+
+LOADERS: Mapping[str, Callable[..., Dataset]] = {loader.__name__: loader for loader in (digits, npz, image_folder, text)}
 
 
 def load_data(name: str, options: Mapping[str, Any]) -> Dataset:

@@ -76,16 +76,17 @@ class Evaluator(Protocol):
 
     def evaluate(self, archs: Sequence[Architecture], seeds: Sequence[int]) -> Iterator[tuple[int, dict[str, float]]]:
         """Each architecture's number, in the order in which they are done, with `error`, `accuracy` (shares) and `loss` (mean
-        cross-entropy) on the validation part."""
+        cross-entropy) on the validation part; of a text also `perplexity`."""
 
     def close(self) -> None:
         """Ends what `prepare` or `evaluate` may have started."""
 
 
 def score(network: nn.Module, data: Dataset) -> dict[str, float]:
-    """`error`, `accuracy` and `loss` of a trained network on the validation part."""
+    """`error`, `accuracy` and `loss` of a trained network on the validation part; of a text also `perplexity`."""
     found = evaluate_accuracy(network, data, data.valid, BATCH)
-    return {"error": 1.0 - found.accuracy, "accuracy": found.accuracy, "loss": found.loss}
+    values = {"error": 1.0 - found.accuracy, "accuracy": found.accuracy, "loss": found.loss}
+    return values if data.gives == "images" else {**values, "perplexity": found.perplexity}
 
 
 def _lay_channels_last(module: nn.Module) -> None:
@@ -106,7 +107,7 @@ class SinglePath(nn.Module):
         self.supernet = supernet
         self.draw = draw
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes *steps"]:
         """Logits of the drawn network."""
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
         logits: Tensor = self.supernet.of(images, self.draw(rng))

@@ -33,7 +33,8 @@ from hwnas.quantize import quantize
 SCHEMA = 1
 """Of the manifest; a change that older readers would misread gets the next number."""
 MODEL, INT8, WEIGHTS, MANIFEST = "model.onnx", "model.int8.onnx", "weights.safetensors", "manifest.json"
-INPUT, OUTPUT, BATCH_AXIS = "images", "logits", "batch"
+OUTPUT, BATCH_AXIS = "logits", "batch"
+"""The input is called what the space reads: `images` or `tokens`."""
 CALIBRATION_IMAGES = 256
 """Training images from which the ranges of an int8 model are taken."""
 Quantiser = Callable[[bytes], bytes]
@@ -134,7 +135,7 @@ class Facts(_Record):
     classes: list[str]
     values: dict[str, FiniteFloat]
     """`error`, `accuracy` and `loss` on the validation part, `test_accuracy` on the test part: of the deployed file, and where that
-    is quantised `fp32_test_accuracy` of `model.onnx`."""
+    is quantised `fp32_test_accuracy` of `model.onnx`; of a text also the perplexities."""
     predicted: dict[str, Predicted]
     measured: dict[str, Measured] = {}
     budgets: dict[str, FiniteFloat] = {}
@@ -213,7 +214,7 @@ def quantiser(device: Device, data: Dataset) -> Quantiser | None:
     images = data.normalise(data.train.images[:CALIBRATION_IMAGES]).numpy()
 
     def quantised(model: bytes) -> bytes:
-        batches = [{INPUT: images[i : i + 16]} for i in range(0, len(images), 16)]
+        batches = [{data.gives: images[i : i + 16]} for i in range(0, len(images), 16)]
         return quantize(model, batches, symmetric=how == ("symmetric",))
 
     return quantised

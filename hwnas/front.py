@@ -15,7 +15,7 @@ from hwnas import __version__
 from hwnas.config import tables_root
 from hwnas.device import Device, digest
 from hwnas.errors import BudgetError, ConfigError, ExportError, nearest
-from hwnas.evaluate import MEASURED, Objective
+from hwnas.evaluate import BATCH, MEASURED, Objective
 from hwnas.export import (
     Facts,
     Measured,
@@ -118,9 +118,12 @@ def export_run(
             shutil.rmtree(folder / member.name, ignore_errors=True)
             continue
         network = load_member(run, space, member)
-        values = member.values | {"test_accuracy": evaluate_accuracy(network, data, data.test).accuracy}
+        tested = evaluate_accuracy(network, data, data.test, BATCH)
+        fp32 = {"test_accuracy": tested.accuracy, **({"test_perplexity": tested.perplexity} if data.gives == "tokens" else {})}
+        values = member.values | fp32
         if quantised is not None:
-            values |= {"fp32_test_accuracy": values["test_accuracy"], "test_accuracy": runtime_accuracy(models[member.name], data)}
+            int8 = {"test_accuracy": runtime_accuracy(models[member.name], data)}
+            values = member.values | {f"fp32_{name}": value for name, value in fp32.items()} | int8
         facts = describe(
             network, data, device, found.fingerprint, hwnas_version=__version__, experiment=experiment.name, data_section=experiment.data,
             exporter=experiment.exporter, values=values, predicted=member.predicted, budgets=limits,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,22 +21,27 @@ B = TypeVar("B", bound=Builder)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How operators of one kind are built, and whether a vector (batch, c_out) comes out instead of a map."""
+    """How operators of one kind are built, and whether a vector (batch, c_out), or one a row (batch, c_out, height), comes out.
+
+    Tied to an operator of kind `within` its module is that one's, which does this too.
+    """
 
     build: Builder
     vector: bool
+    sequence: bool
+    within: str
 
 
 _KINDS: dict[str, Kind] = {}
 
 
-def operator(kind: str, *, vector: bool = False) -> Callable[[B], B]:
+def operator(kind: str, *, vector: bool = False, sequence: bool = False, within: str = "") -> Callable[[B], B]:
     """Decorator: this function builds operators of that kind. A space file may define kinds of its own with it."""
 
     def register(builder: B) -> B:
         if kind in _KINDS and _KINDS[kind].build.__module__ != builder.__module__:
             raise SpaceError(f"operator kind {kind!r} is built by {_KINDS[kind].build.__module__} already; choose another name")
-        _KINDS[kind] = Kind(builder, vector)
+        _KINDS[kind] = Kind(builder, vector, sequence, within)
         return builder
 
     return register
@@ -60,9 +67,15 @@ def build(op: OpSpec) -> nn.Module:
     return _kind(op).build(op)
 
 
+def shares(op: OpSpec, other: OpSpec) -> bool:
+    """Whether the module of `op` can stand in for that of `other`, so that the two may be tied."""
+    return op == other or _kind(other).within == op.kind
+
+
 def output_shape(op: OpSpec) -> tuple[int, ...]:
-    """Shape of the output without the batch axis: (c_out, out_height, out_width), or (c_out,) of a classifier."""
-    return (op.c_out,) if _kind(op).vector else (op.c_out, op.out_height, op.out_width)
+    """The output's shape without the batch axis: (c_out, out_height, out_width), of a classifier (c_out,), of a sequence (c_out, steps)."""
+    kind, whole = _kind(op), (op.c_out, op.out_height, op.out_width)
+    return whole[:1] if kind.vector else whole[:2] if kind.sequence else whole
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -117,16 +130,105 @@ class ChannelIndex(nn.Module):
 
     index: Tensor
 
-    def __init__(self, index: Sequence[int]) -> None:
+    def __init__(self, index: Sequence[int] | Tensor) -> None:
         super().__init__()
-        self.register_buffer("index", torch.tensor(index))
+        self.register_buffer("index", torch.as_tensor(index))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.index_select(x, 1, self.index)
 
 
+class Scheduled(abc.ABC):
+    """What a module is, too, that changes while it is trained: `train` tells it how far training is, and adds its penalty to the loss."""
+
+    @abc.abstractmethod
+    def progress(self, share: float) -> None:
+        """Called before every step with the share of the training that is done, from 0 to 1."""
+
+    @abc.abstractmethod
+    def penalty(self) -> Tensor:
+        """What is added to the loss."""
+
+    @abc.abstractmethod
+    def finished(self) -> nn.Module:
+        """The module as it is deployed and paid for: computes what this one computes in eval mode."""
+
+
+class LearnedGroupConv(nn.Conv2d, Scheduled):
+    """1x1 convolution that learns which `c_in / groups` inputs each group of its outputs reads (CondenseNet, arXiv 1711.09224).
+
+    It begins dense. In the first half of the training `groups - 1` times each group loses the `c_in / groups` inputs whose
+    weights are smallest in sum; the rest of the training refines what is left. In eval mode it computes what it would if
+    nothing more were learnt: a selection of channels, a convolution in groups, and its channels dealt out in turn, which is also
+    what is exported and paid for.
+    """
+
+    LASSO = 1e-5
+    """Weight of the group lasso, which lets a group's weights of one input vanish together."""
+
+    def __init__(self, c_in: int, c_out: int, groups: int, size: tuple[int, int]) -> None:
+        super().__init__(c_in, c_out, 1, bias=False)
+        self.parts = groups
+        self.shuffle = ChannelShuffle(groups, (c_out, *size))
+        self.mask: Tensor
+        self.register_buffer("mask", torch.ones(groups, c_in))
+
+    def _magnitudes(self) -> Tensor:
+        """(group, c_in) summed magnitudes of the weights."""
+        return self.weight.detach().abs().reshape(self.parts, -1, self.in_channels).sum(1) * self.mask
+
+    def kept(self, number: int) -> Tensor:
+        """(group, number) the inputs of largest weight of each group, in their order."""
+        return self._magnitudes().topk(number, 1).indices.sort(1).values
+
+    def _masked(self, mask: Tensor) -> Tensor:
+        return self.weight * mask.repeat_interleave(self.out_channels // self.parts, 0)[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.mask
+        if not self.training:
+            mask = torch.zeros_like(mask).scatter(1, self.kept(self.in_channels // self.parts), 1.0)
+        out: Tensor = self.shuffle(functional.conv2d(x, self._masked(mask)))
+        return out
+
+    def progress(self, share: float) -> None:
+        """Condenses once more at the shares 1 / (2 (groups - 1)), 2 / (2 (groups - 1)), ..., 1 / 2."""
+        stages = self.parts - 1
+        left = self.in_channels - min(int(share * 2 * stages), stages) * (self.in_channels // self.parts)
+        if left < int(self.mask[0].sum()):
+            self.mask.copy_(torch.zeros_like(self.mask).scatter(1, self.kept(left), 1.0))
+
+    def penalty(self) -> Tensor:
+        """Sum over groups and inputs of the Euclidean norm of their weights."""
+        weights = self._masked(self.mask).reshape(self.parts, -1, self.in_channels)
+        return self.LASSO * (weights.square().sum(1) + 1e-12).sqrt().sum()
+
+    def finished(self) -> nn.Module:
+        """A selection of channels, a convolution in groups, and a shuffle."""
+        index = self.kept(self.in_channels // self.parts)
+        grouped = nn.Conv2d(index.numel(), self.out_channels, 1, groups=self.parts, bias=False, device="meta")
+        own = index.repeat_interleave(self.out_channels // self.parts, 0)
+        grouped.weight = nn.Parameter(self.weight.detach().flatten(1).gather(1, own)[:, :, None, None], self.weight.requires_grad)
+        return nn.Sequential(ChannelIndex(index.flatten()), grouped, self.shuffle).train(self.training)
+
+
+def finished(module: nn.Module) -> nn.Module:
+    """The module as it is deployed: itself, or a copy in which what changed during training has its last form."""
+    if isinstance(module, Scheduled):
+        return module.finished()
+    if not any(isinstance(part, Scheduled) for part in module.modules()):
+        return module
+    deployed = copy.copy(module)
+    deployed._modules = {name: None if part is None else finished(part) for name, part in module._modules.items()}
+    return deployed
+
+
 class Concat(nn.Module):
-    """All its inputs one behind the other, channel by channel."""
+    """All its inputs one behind the other, channel by channel; `channels` in all."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return torch.cat(inputs, 1)
@@ -150,6 +252,20 @@ def conv_bn_relu(op: OpSpec) -> nn.Module:
 def conv_bn(op: OpSpec) -> nn.Module:
     """Convolution and BatchNorm (NAS-Bench-201)."""
     return nn.Sequential(conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation), nn.BatchNorm2d(op.c_out))
+
+
+@operator("conv")
+def plain_conv(op: OpSpec) -> nn.Module:
+    """A convolution alone."""
+    return conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation)
+
+
+@operator("batch_norm")
+def batch_norm(op: OpSpec) -> nn.Module:
+    """BatchNorm alone, behind a sum or a concatenation."""
+    if (op.c_in, op.stride) != (op.c_out, 1):
+        raise SpaceError(f"{op} must keep its shape to be a BatchNorm")
+    return nn.BatchNorm2d(op.c_out)
 
 
 @operator("relu")
@@ -217,17 +333,19 @@ def sep_conv(op: OpSpec) -> nn.Module:
 
 
 class FactorizedReduce(nn.Module):
-    """Half the map: two 1x1 convolutions of stride 2, the second a pixel further on, their channels together, and BatchNorm."""
+    """Half the map: two 1x1 convolutions of stride 2 with BatchNorm, the second a pixel further on, their channels together.
+
+    BatchNorm stands before the concatenation, where it becomes part of its convolution; behind it, it would compute the same.
+    """
 
     def __init__(self, c_in: int, c_out: int, height: int, width: int) -> None:
         super().__init__()
-        self.left = conv(c_in, c_out // 2, 1, 2)
-        self.right = nn.Sequential(Crop(height, width), conv(c_in, c_out - c_out // 2, 1, 2))
-        self.norm = nn.BatchNorm2d(c_out)
+        left, right = c_out // 2, c_out - c_out // 2
+        self.left = nn.Sequential(conv(c_in, left, 1, 2), nn.BatchNorm2d(left))
+        self.right = nn.Sequential(Crop(height, width), conv(c_in, right, 1, 2), nn.BatchNorm2d(right))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(torch.cat((self.left(x), self.right(x)), 1))
-        return out
+        return torch.cat((self.left(x), self.right(x)), 1)
 
 
 @operator("factorized_reduce")
@@ -243,21 +361,15 @@ def concat(op: OpSpec) -> nn.Module:
     """Several inputs one behind the other; `c_in` is what they have together."""
     if (op.c_in, op.stride) != (op.c_out, 1):
         raise SpaceError(f"{op} must keep the channels of its inputs together to be a concatenation")
-    return Concat()
+    return Concat(op.c_out)
 
 
 @operator("learned_group_conv")
 def learned_group_conv(op: OpSpec) -> nn.Module:
-    """CondenseNet's learned group convolution as it is deployed (arXiv 1711.09224), with as many groups as its condensation factor.
-
-    Every group reads its own `c_in / groups` channels by index, a 1x1 convolution in groups, and the channels are dealt
-    out in turn. Before anything is learned the indices are dealt out in turn as well.
-    """
+    """CondenseNet's learned group convolution (arXiv 1711.09224), with as many groups as its condensation factor."""
     if op.c_in % op.groups or op.c_out % op.groups:
         raise SpaceError(f"{op} has channels that {op.groups} groups do not divide; choose widths of which {op.groups} is a factor")
-    dealt = [channel for group in range(op.groups) for channel in range(group, op.c_in, op.groups)]
-    shuffle = ChannelShuffle(op.groups, (op.c_out, op.height, op.width))
-    return nn.Sequential(ChannelIndex(dealt), conv(op.c_in, op.c_out, 1, groups=op.groups), shuffle)
+    return LearnedGroupConv(op.c_in, op.c_out, op.groups, (op.height, op.width))
 
 
 @operator("resnet_reduction")
@@ -284,7 +396,7 @@ def bn_relu_classifier(op: OpSpec) -> nn.Module:
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """He initialisation (fan out) of convolutions, small normal for linear layers, one and zero for BatchNorm, from `generator`."""
+    """He initialisation (fan out) of convolutions, small normal of linear layers and embeddings, one and zero for BatchNorm."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1] // layer.groups
@@ -293,7 +405,10 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, 0.0, 0.01, generator=generator)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, 0.0, 0.1, generator=generator)
         elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)

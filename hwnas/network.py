@@ -19,7 +19,7 @@ def execute(
     modules: nn.ModuleDict,
     images: Float[Tensor, "batch channel height width"],
     weights: Mapping[int, Tensor] | None = None,
-) -> Float[Tensor, "batch classes"]:
+) -> Float[Tensor, "batch classes *steps"]:
     """The value of the output node where exactly the sites `indices` (topological order, none dead) are there.
 
     `modules` holds a site's operator under `str(space.module_index(index))`; `weights` scales what a site writes (1 where it is None),
@@ -70,6 +70,6 @@ class Network(nn.Module):
         if generator is not None:
             layers.initialise(self, generator)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes *steps"]:
         """Logits of normalised images."""
         return execute(self.space, self.indices, self.sites, images)

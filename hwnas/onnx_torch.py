@@ -186,9 +186,14 @@ def _gemm(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
     return reader.call(functional.linear, *reader.inputs(node))
 
 
+def _cast(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    kind = helper.tensor_dtype_to_np_dtype(options["to"])
+    return reader.graph.call_method("to", (reader.value(node.input[0]), getattr(torch, kind.name)))
+
+
 def _gather(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
-    index = reader.buffer(torch.tensor(reader.constant(node, 1)))
-    return reader.call(torch.index_select, reader.value(node.input[0]), options.get("axis", 0), index)
+    values, index = reader.inputs(node)
+    return reader.call(operator.getitem, values, (*(slice(None),) * options.get("axis", 0), index))
 
 
 def _slice(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
@@ -198,6 +203,13 @@ def _slice(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
         raise DeviceError(f"torch has no translation of a Slice that does not name its axes from the front: {axes}")
     parts = dict(zip(axes, map(slice, starts, ends, steps), strict=True))
     return reader.call(operator.getitem, reader.value(node.input[0]), tuple(parts.get(i, slice(None)) for i in range(max(axes) + 1)))
+
+
+def _unsqueeze(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    x = reader.value(node.input[0])
+    for axis in sorted(reader.constant(node, 1)):
+        x = reader.call(torch.unsqueeze, x, axis)
+    return x
 
 
 def _pad(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
@@ -218,6 +230,7 @@ RULES: dict[str, Rule] = {
     "Add": _direct(operator.add),
     "AveragePool": _avg_pool,
     "BatchNormalization": _batch_norm,
+    "Cast": _cast,
     "Clip": _clip,
     "Concat": lambda reader, node, options: reader.call(torch.cat, reader.inputs(node), options["axis"]),
     "Conv": _conv,
@@ -238,5 +251,8 @@ RULES: dict[str, Rule] = {
     "Transpose": _transpose,
     "Sigmoid": _direct(torch.sigmoid),
     "Slice": _slice,
+    "Sub": _direct(operator.sub),
+    "Tanh": _direct(torch.tanh),
+    "Unsqueeze": _unsqueeze,
 }
 """How each kind of ONNX node is written in torch."""

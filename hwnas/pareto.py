@@ -54,6 +54,31 @@ def hypervolume_history(values: Floats, reference: Floats) -> Floats:
     return history
 
 
+def crowding(values: Floats) -> Floats:
+    """Crowding distance of each row of a front (n, objective), infinite at its ends (Deb et al., IEEE TEC 6(2), 2002)."""
+    distance = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        ordered = column[order]
+        span = ordered[-1] - ordered[0]
+        distance[order[[0, -1]]] = np.inf
+        if span > 0:
+            distance[order[1:-1]] += (ordered[2:] - ordered[:-2]) / span
+    return distance
+
+
+def best(values: Floats, most: int) -> NDArray[np.int64]:
+    """Indices of at most `most` rows of `values` (n, objective), the best first: front after front, of one front the least crowded."""
+    left = np.arange(len(values))
+    taken: list[int] = []
+    while len(left) and len(taken) < most:
+        mask = moocore.is_nondominated(values[left], keep_weakly=True)
+        front = left[mask]
+        taken += front[np.argsort(-crowding(values[front]), kind="stable")].tolist()
+        left = left[~mask]
+    return np.array(taken[:most], dtype=np.int64)
+
+
 def spread(values: Floats, most: int) -> NDArray[np.int64]:
     """Indices of at most `most` rows of a front (n, objective) that cover it evenly: the ends, then farthest from those taken."""
     if len(values) <= most:
@@ -67,3 +92,26 @@ def spread(values: Floats, most: int) -> NDArray[np.int64]:
         distance = np.linalg.norm(scaled[:, None] - scaled[taken], axis=2).min(1)
         taken.append(int(distance.argmax()))
     return np.sort(np.array(taken[:most]))
+
+
+def gaps(front: Floats, reference: Floats) -> tuple[Floats, Floats]:
+    """Disjoint boxes, (low, high) each (box, objective), that fill what `front` does not dominate below `reference`; `low` may be -inf.
+
+    Slab by slab along the last objective; a box goes on through the slabs that do not change it.
+    """
+    front = front[(front < reference).all(1)]
+    if len(reference) == 1:
+        return np.full((1, 1), -np.inf), np.array([[min([reference[0], *front[:, 0]])]])
+    levels = [-np.inf, *np.unique(front[:, -1]), reference[-1]]
+    begun: dict[tuple[tuple[float, ...], tuple[float, ...]], float] = {}
+    found: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    for level in levels[:-1]:
+        low, high = gaps(front[front[:, -1] <= level][:, :-1], reference[:-1])
+        here = set(zip(map(tuple, low.tolist()), map(tuple, high.tolist()), strict=True))
+        for box in [box for box in begun if box not in here]:
+            found.append(((*box[0], begun.pop(box)), (*box[1], level)))
+        for box in here:
+            begun.setdefault(box, level)
+    found += [((*low, start), (*high, levels[-1])) for (low, high), start in begun.items()]
+    found.sort()
+    return np.array([low for low, _ in found]), np.array([high for _, high in found])

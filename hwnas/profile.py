@@ -251,7 +251,7 @@ def network_onnx(space: SearchSpace, arch: Architecture, batch: int = 1) -> byte
     """A whole network as an ONNX model for measuring."""
     with torch.device("meta"):
         network = Network(space, arch)
-    return quick_onnx(network, space.input_shape, batch, (space.classes,))
+    return quick_onnx(network, space.input_shape, batch, space.output_shape)
 
 
 def reference_onnx() -> bytes:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from torch import fx, nn
 
 from hwnas.errors import SpaceError
-from hwnas.layers import ChannelIndex, ChannelShuffle, Concat, Crop
+from hwnas.layers import ChannelIndex, ChannelShuffle, Concat, Crop, finished
 
 OPSET = 18
 Rule = Callable[..., str]
@@ -36,7 +36,7 @@ class Graph:
     def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         """Appends a node; the name of its output."""
         name = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def weight(self, *shape: int, ones: bool = False) -> str:
@@ -107,6 +107,11 @@ def _relu6(graph: Graph, layer: nn.ReLU6, x: str) -> str:
     return graph.add("Clip", [x, graph.constant(np.array(0, np.float32)), graph.constant(np.array(6, np.float32))])
 
 
+def _flatten(graph: Graph, layer: nn.Flatten, x: str) -> str:
+    """Behind the batch axis, or behind the channels too."""
+    return graph.add("Flatten", [x]) if layer.start_dim == 1 else graph.add("Reshape", [x, graph.constant(np.array([0, 0, -1]))])
+
+
 def _linear(graph: Graph, layer: nn.Linear, x: str) -> str:
     inputs = [x, graph.weight(*layer.weight.shape)] + ([graph.weight(layer.out_features)] if layer.bias is not None else [])
     return graph.add("Gemm", inputs, transB=1)
@@ -140,28 +145,40 @@ def _channel_index(graph: Graph, layer: ChannelIndex, x: str) -> str:
     return graph.add("Gather", [x, graph.constant(dealt)], axis=1)
 
 
+def _concat(graph: Graph, layer: Concat, *inputs: str) -> str:
+    """On its own, as operators are measured, what copies as much: a selection of all channels."""
+    if len(inputs) > 1:
+        return graph.add("Concat", list(inputs), axis=1)
+    return graph.add("Gather", [*inputs, graph.constant(np.arange(layer.channels))], axis=1)
+
+
 RULES: dict[type[nn.Module], Rule] = {
     nn.Conv2d: _conv,
     nn.BatchNorm2d: _batch_norm,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: lambda graph, layer, x: graph.add("GlobalAveragePool", [x]),
-    nn.Flatten: lambda graph, layer, x: graph.add("Flatten", [x]),
+    nn.Flatten: _flatten,
+    nn.Unflatten: lambda graph, layer, x: graph.add("Reshape", [x, graph.constant(np.array([0, *layer.unflattened_size]))]),
     nn.Linear: _linear,
     nn.ReLU: lambda graph, layer, x: graph.add("Relu", [x]),
     nn.ReLU6: _relu6,
+    nn.Sigmoid: lambda graph, layer, x: graph.add("Sigmoid", [x]),
+    nn.Tanh: lambda graph, layer, x: graph.add("Tanh", [x]),
     nn.Hardswish: lambda graph, layer, x: graph.add("HardSwish", [x]),
     nn.Hardsigmoid: lambda graph, layer, x: graph.add("HardSigmoid", [x], alpha=1 / 6, beta=0.5),
     nn.MaxPool2d: _max_pool,
     nn.ReplicationPad2d: lambda graph, layer, x: _pad(graph, x, layer.padding, "edge"),
     ChannelShuffle: _channel_shuffle,
     ChannelIndex: _channel_index,
-    Concat: lambda graph, layer, *inputs: graph.add("Concat", list(inputs), axis=1),
+    Concat: _concat,
     Crop: _crop,
     nn.Identity: lambda graph, layer, x: x,
 }
 """How each kind of torch layer is written; a space with a layer of its own adds its rule here."""
 
-FUNCTIONS: dict[Callable[..., Any], str] = {operator.add: "Add", torch.add: "Add", operator.mul: "Mul", torch.mul: "Mul"}
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    operator.add: "Add", torch.add: "Add", operator.sub: "Sub", operator.mul: "Mul", torch.mul: "Mul",
+}  # fmt: skip
 """What may be done with two tensors outside a layer."""
 
 
@@ -181,7 +198,7 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
         SpaceError: the module holds a layer that `RULES` has no rule for, or does what is neither a layer nor in `FUNCTIONS`
             nor a concatenation of channels.
     """
-    module.eval()
+    module = finished(module).eval()
     if out_shape is None:
         device = next((parameter.device for parameter in module.parameters()), torch.device("meta"))
         with torch.no_grad():

@@ -38,6 +38,12 @@ _LABELS: dict[str, tuple[str, str, float]] = {
 }  # fmt: skip
 _TESTED = ("error", "accuracy")
 """What is known on the test part once a member is exported."""
+_VALUES = {
+    "test_accuracy": ("test accuracy (%)", 100, ".2f"), "test_perplexity": ("test perplexity", 1, ".1f"),
+    "accuracy": ("validation accuracy (%)", 100, ".2f"), "loss": ("validation cross entropy", 1, ".3f"),
+    "perplexity": ("validation perplexity", 1, ".1f"),
+}  # fmt: skip
+"""What a member's values are called in the table, what they are multiplied with, and their digits."""
 _UNITS = {"ms": "ms", "s": "s", "mj": "mJ", "mb": "MB"}
 _COLOURS = {
     "trial": "#9aa7b8", "front": "#2b6cb0", "member": "#d9480f", "budget": "#b3261e", "ink": "#1f2933", "grid": "#e4e7eb",
@@ -306,10 +312,9 @@ def _table(members: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> t
         entries = [(member.get(group) or {}).get(metric) for member in members]
         return [entry[key] * scale if entry else None for entry in entries]
 
-    for name in ("test_accuracy", "accuracy", "loss"):
-        heading = {"test_accuracy": "test accuracy (%)", "accuracy": "validation accuracy (%)", "loss": "validation cross entropy"}[name]
+    for name, (heading, scale, digits) in _VALUES.items():
         values = [member["values"].get(name) for member in members]
-        add(heading, [None if v is None else v * (1 if name == "loss" else 100) for v in values], ".3f" if name == "loss" else ".2f")
+        add(heading, [None if v is None else v * scale for v in values], digits)
     for metric in metrics:
         label, unit, _ = _name(metric)
         add(f"{label} p50, measured{_bracketed(unit)}", found("measured", metric, "p50"))

@@ -66,10 +66,11 @@ RULES: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, layers.Sum), _free),
     **dict.fromkeys((nn.Hardswish, nn.Hardsigmoid, nn.ReplicationPad2d), _free),
     **dict.fromkeys((layers.ChannelShuffle, layers.ChannelIndex, layers.Concat, layers.Crop), _free),
+    **dict.fromkeys((nn.Sigmoid, nn.Tanh, nn.Unflatten), _free),
 }  # fmt: skip
 """How each kind of torch layer counts; a space with a layer of its own adds its rule here."""
 
-_FOLDED = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Identity, nn.Flatten)
+_FOLDED = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Identity, nn.Flatten, nn.Unflatten)
 
 
 @cache
@@ -80,7 +81,7 @@ def count(op: OpSpec) -> Counts:
         SpaceError: it holds a layer that `RULES` has no rule for, or its output is not `layers.output_shape(op)`.
     """
     with torch.device("meta"):  # no random numbers are drawn for weights that do not matter
-        module = layers.build(op).eval()
+        module = layers.finished(layers.build(op)).eval()
     module.to_empty(device="cpu")
     image = torch.zeros(1, op.c_in, op.height, op.width)
     macs: Counter[str] = Counter()

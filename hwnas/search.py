@@ -54,19 +54,26 @@ class Assembly:
 
 
 def check_fit(experiment: Experiment, space: SearchSpace, data: Dataset) -> None:
-    """Data and space must agree about images and classes.
+    """Data and space must agree about images and classes, or about windows and vocabulary.
 
     Raises:
         ConfigError: they do not; what to change.
     """
-    if space.input_shape != data.image_shape:
+    if space.reads != data.gives:
         raise ConfigError(
-            f"the data set {data.name} gives images of {data.image_shape} (channels, height, width), but the space {space.name} takes "
-            f"{space.input_shape}; set space.channels and space.input_size, or data.size"
+            f"the data set {data.name} gives {data.gives}, but the space {space.name} reads {space.reads}; choose another of the two"
+        )
+    if space.input_shape != data.image_shape:
+        tokens = data.gives == "tokens"
+        remedy = "set space.steps to data.steps" if tokens else "set space.channels and space.input_size, or data.size"
+        raise ConfigError(
+            f"the data set {data.name} gives {'windows' if tokens else 'images'} of {data.image_shape} (channels, height, width), but the "
+            f"space {space.name} takes {space.input_shape}; {remedy}"
         )
     if space.classes != data.num_classes:
+        remedy = "space.vocabulary to data.vocabulary" if data.gives == "tokens" else "space.classes"
         raise ConfigError(
-            f"the data set {data.name} has {data.num_classes} classes, but the space {space.name} has {space.classes}; set space.classes"
+            f"the data set {data.name} has {data.num_classes} classes, but the space {space.name} has {space.classes}; set {remedy}"
         )
 
 

@@ -196,7 +196,7 @@ class Searcher(abc.ABC):
     `learn`, `save` and `load`. What has been asked is kept here, and no network is ever asked twice.
     """
 
-    needs_shared_weights: ClassVar[bool] = False
+    needs_shared_weights: bool = False
     """Whether it trains `problem.shared` itself."""
 
     home: ClassVar[str] = "nasbench201"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hwnas import plugins
+from hwnas import layers, plugins
 from hwnas.errors import SpaceError
 from hwnas.op import OpSpec
 
@@ -40,7 +40,7 @@ class Site:
 
     A `weightless` operator gives the same for the same input, so a network holds it once for nodes of equal value; it
     hangs on no decision and is the only writer of its node. An operator of kind `identity` hands its input on.
-    Sites with the same `tied` (and the same operator) share one module: a recurrent cell's steps, a fallback.
+    Sites with the same `tied` (and the same operator, or see `layers.Kind.within`) share one module: a recurrent cell's steps, a fallback.
     """
 
     op: OpSpec
@@ -68,6 +68,9 @@ class SearchSpace:
     name: str = "unnamed"
     options: dict[str, Any] = field(default_factory=dict)
 
+    reads: ClassVar[str] = "images"
+    """What the networks take, which data must give, and how the input of an exported network is called: `images` or `tokens`."""
+
     small: ClassVar[dict[str, Any]] = {}
     """Options of a tiny version, for tests and trials: few decisions and small images, with everything in it that the space can do."""
 
@@ -91,7 +94,7 @@ class SearchSpace:
                 raise SpaceError(
                     f"weightless site {site.op} of {self.name} must hang on no decision and be the only writer of {site.output!r}"
                 )
-            if site.tied and self.sites[self.module_of[site.tied]].op != site.op:
+            if site.tied and not layers.shares(self.sites[self.module_of[site.tied]].op, site.op):
                 raise SpaceError(f"site {site.op} of {self.name} is tied as {site.tied!r} to another operator; tie equal ones only")
         if self.output not in written:
             raise SpaceError(f"no site of {self.name} writes the output node {self.output!r}")
@@ -105,6 +108,11 @@ class SearchSpace:
     def size(self) -> int:
         """How many assignments of choices to slots there are (dead and duplicate networks included)."""
         return math.prod(self.num_choices)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(classes,), or (classes, steps) where every token of a window has logits of its own."""
+        return (self.classes,) if self.reads == "images" else (self.classes, self.input_shape[1])
 
     @cached_property
     def id(self) -> str:
@@ -274,6 +282,40 @@ class SearchSpace:
             self._identities[key] = certificate([site for site, computes in self._resolved(key) if computes], self.input, self.output)
         return self._identities[key]
 
+    swaps: ClassVar[tuple[tuple[tuple[int, int], ...], ...]] = ()
+    """Pairs of slots whose choices, all changed over at once, may leave the network what it is."""
+
+    def twins(self, arch: Architecture) -> list[Architecture]:
+        """Other choices that make the same network, one for each of `swaps` that leaves it what it is."""
+        found = []
+        for pairs in self.swaps:
+            twin = list(arch)
+            for a, b in pairs:
+                twin[a], twin[b] = arch[b], arch[a]
+            if tuple(twin) != arch and self.identity(twin) == self.identity(arch):
+                found.append(tuple(twin))
+        return found
+
+    shortest: ClassVar[int] = 1
+    """Slots of the shortest prefix that a progressive search begins with."""
+
+    @cached_property
+    def rest(self) -> Architecture:
+        """What completes a prefix: of every slot the first choice that does nothing but hand on, else the first."""
+        found = []
+        for slot, number in enumerate(self.num_choices):
+            sites = [[site.op.kind for site in self.sites if (slot, choice) in site.when] for choice in range(number)]
+            found.append(next((choice for choice, kinds in enumerate(sites) if kinds and set(kinds) == {IDENTITY}), 0))
+        return tuple(found)
+
+    def extensions(self, prefix: Architecture) -> list[Architecture]:
+        """The prefixes that are longer by one choice."""
+        return [(*prefix, choice) for choice in range(self.num_choices[len(prefix)])]
+
+    def completed(self, prefix: Architecture) -> Architecture:
+        """The architecture that a prefix stands for."""
+        return (*prefix, *self.rest[len(prefix) :])
+
     @cached_property
     def _identities(self) -> dict[Architecture, bytes]:
         return {}
@@ -340,10 +382,14 @@ def certificate(steps: Sequence[Site], start: str, end: str) -> bytes:
     """A digest of a network that does not depend on the names of its nodes or on the order of its steps; see `SearchSpace.identity`."""
     if not steps:
         return b""
-    marks = {start: 1, end: 2}
+    written = {start, *(site.output for site in steps)}
+    if any(node not in written for site in steps for node in site.inputs):  # dead inputs are zeros, all alike
+        steps = [replace(site, inputs=tuple(node if node in written else "" for node in site.inputs)) for site in steps]
+        written.add("")
+    marks = {start: 1, end: 2, "": 3}
     names = {site.op: hash(str(site.op)) for site in steps}
-    nodes = list(dict.fromkeys([start, *(site.output for site in steps)]))
-    colours = dict.fromkeys(nodes, 0) | marks
+    nodes = list(dict.fromkeys([start, *(site.output for site in steps), *written]))
+    colours = {node: marks.get(node, 0) for node in nodes}
     ties: dict[str, int] = {}
     classes = 0
     while True:
@@ -364,7 +410,8 @@ def certificate(steps: Sequence[Site], start: str, end: str) -> bytes:
                 above[site.output] = hash((below[site.output], *sorted(used.get(site.output, ()))))
             for position, node in enumerate(site.inputs):
                 used.setdefault(node, []).append(hash((labels[k], position, above[site.output])))
-        above[start] = hash((below[start], *sorted(used[start])))
+        for root in {start, ""} & used.keys():
+            above[root] = hash((below[root], *sorted(used[root])))
         groups: dict[str, list[int]] = {}
         for k, site in enumerate(steps):
             if site.tied:

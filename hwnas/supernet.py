@@ -37,7 +37,7 @@ class Supernet(nn.Module):
 
     def forward(
         self, images: Float[Tensor, "batch channel height width"], probs: Float[Tensor, "*each slot choice"]
-    ) -> Float[Tensor, "batch classes"]:
+    ) -> Float[Tensor, "batch classes *steps"]:
         """Logits under `probs`, each slot's row padded with zeros behind its last choice; sites of weight 0 do not run.
 
         Raises:
@@ -51,9 +51,10 @@ class Supernet(nn.Module):
                 )
             return self.of(images, probs.argmax(-1).tolist())
         indices, weights, scale = self._weights(probs.movedim((-2, -1), (0, 1)))
-        return execute(self.space, indices, self.sites, images, weights) * scale[..., None]
+        logits = execute(self.space, indices, self.sites, images, weights)
+        return logits * scale.reshape(-1, *[1] * (logits.ndim - 1))
 
-    def of(self, images: Float[Tensor, "batch channel height width"], arch: Sequence[int]) -> Float[Tensor, "batch classes"]:
+    def of(self, images: Float[Tensor, "batch channel height width"], arch: Sequence[int]) -> Float[Tensor, "batch classes *steps"]:
         """Logits of one architecture's network with the shared weights."""
         return execute(self.space, self.space.alive(arch), self.sites, images)
 

@@ -23,6 +23,7 @@ from hwnas.checkpoint import load_optimizer, load_state, optimizer_tensors, save
 from hwnas.data import Dataset, Part
 from hwnas.data import batches as index_batches
 from hwnas.errors import ConfigError, DataError, RunError
+from hwnas.layers import Scheduled
 
 Precision = Literal["32-true", "bf16-mixed"]
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
@@ -89,11 +90,16 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of the `n` images classified right, and their mean cross entropy."""
+    """Share of the `n` images (of a text: tokens) classified right, and their mean cross entropy."""
 
     accuracy: float
     loss: float
     n: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among how many equally likely classes it is as hard to choose; at most exp(700), about the largest float."""
+        return math.exp(min(self.loss, 700.0))
 
 
 def train(
@@ -130,6 +136,7 @@ def train(
             losses = _resume(checkpoint, about, network, optimizer, generator)
         resumed_at = len(losses)
         wrapped, stepper = fabric.setup(network, optimizer)
+        scheduled = [module for module in network.modules() if isinstance(module, Scheduled)]
         for epoch in range(resumed_at, settings.epochs):
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # dropout's
             network.train()
@@ -137,10 +144,14 @@ def train(
             for index in index_batches(data.train, settings.batch_size, generator):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.lr_at(epoch + (seen + len(index) / 2) / len(data.train))
+                for module in scheduled:
+                    module.progress((epoch + seen / len(data.train)) / settings.epochs)
                 images = data.normalise(data.augment(data.train.images[index].to(fabric.device), generator))
                 labels = data.train.labels[index].to(fabric.device)
                 logits = wrapped(images.to(memory_format=torch.channels_last)).float()
                 loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+                for module in scheduled:
+                    loss = loss + module.penalty()
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 if settings.clip_norm:
@@ -240,7 +251,7 @@ def _modes_kept(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def predict(network: nn.Module, images: Float[Tensor, "n channel height width"], batch_size: int = 256) -> Float[Tensor, "n class"]:
+def predict(network: nn.Module, images: Float[Tensor, "n channel height width"], batch_size: int = 256) -> Float[Tensor, "n class *steps"]:
     """Logits, on the CPU, of normalised images: eval mode, no gradient, on the device of the network's weights."""
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with _modes_kept(network), torch.inference_mode():
@@ -250,13 +261,14 @@ def predict(network: nn.Module, images: Float[Tensor, "n channel height width"],
 
 
 def evaluate_accuracy(network: nn.Module, data: Dataset, part: Part, batch_size: int = 256) -> Accuracy:
-    """Top-1 accuracy and mean cross entropy on un-augmented images of `part`."""
+    """Top-1 accuracy and mean cross entropy on un-augmented images, or all tokens, of `part`."""
     right, loss = 0, 0.0
     for images, labels in zip(torch.split(part.images, batch_size), torch.split(part.labels, batch_size), strict=True):
         logits = predict(network, data.normalise(images), batch_size)
         right += int((logits.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(logits.double(), labels, reduction="sum"))
-    return Accuracy(right / len(part), loss / len(part), len(part))
+    n = part.labels.numel()
+    return Accuracy(right / n, loss / n, n)
 
 
 def recalibrate_batch_norm(

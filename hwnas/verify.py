@@ -22,7 +22,7 @@ from hwnas.checkpoint import load_state
 from hwnas.data import Dataset, load_data
 from hwnas.device import Device, differences
 from hwnas.errors import ConfigError, DeviceError, ExportError, HwnasError, PluginError
-from hwnas.export import INPUT, INT8, MANIFEST, MODEL, OUTPUT, WEIGHTS, Manifest, measure_members, read_manifest, read_model, sha256
+from hwnas.export import INT8, MANIFEST, MODEL, OUTPUT, WEIGHTS, Manifest, measure_members, read_manifest, read_model, sha256
 from hwnas.measure import Progress, Protocol, Timing, silent
 from hwnas.network import Network
 from hwnas.plugins import first_problem
@@ -118,6 +118,21 @@ class _ImpossibleError(Exception):
 Finding = tuple[bool, str]
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """Torch's logits and those of ONNX Runtime on the test images (or tokens).
+
+    The largest absolute difference, the classes that torch and that ONNX Runtime give, torch's lead of the best class over the second,
+    and torch's logits of the first images.
+    """
+
+    difference: float
+    expected: NDArray[np.int64]
+    computed: NDArray[np.int64]
+    lead: NDArray[np.float32]
+    first: NDArray[np.float32]
+
+
 class _Examination:
     """The checks of one member that need no measuring. What several of them need is computed when the first asks for it."""
 
@@ -180,23 +195,22 @@ class _Examination:
         return not different, f"differs in {', '.join(different)}" if different else self._data.name
 
     def outputs(self) -> Finding:
-        difference = np.abs(self._computed - self._expected).max()
         first = self._images[:SINGLE]
         single = np.concatenate([self._run(image[None]) for image in first.numpy()])
-        alone = np.abs(single - self._expected[: len(first)]).max()
+        difference, alone = self._compared.difference, float(np.abs(single - self._compared.first).max())
         found = f"{difference:.1e} on {len(self._images)} {self._origin} in batches of {BATCH}, {alone:.1e} on {len(first)} one by one"
         return bool(max(difference, alone) <= TOLERANCE), found
 
     def accuracy(self) -> Finding:
         labels = self._data.test.labels.numpy()
-        torch_says, onnx_says = (float((logits.argmax(1) == labels).mean()) for logits in (self._expected, self._computed))
-        best = np.sort(self._expected, axis=1)
-        undecided = int((best[:, -1] - best[:, -2] <= 2 * TOLERANCE).sum())
+        compared = self._compared
+        torch_says, onnx_says = (float((classes == labels).mean()) for classes in (compared.expected, compared.computed))
+        undecided = int((compared.lead <= 2 * TOLERANCE).sum())
         known = torch_says if self._stated_accuracy is None else self._stated_accuracy
         apart = max(abs(onnx_says - torch_says), abs(known - torch_says))
         ties = f"; {undecided} are undecided within the tolerance and may differ" if undecided else ""
-        found = f"onnxruntime {onnx_says:.4f}, torch {torch_says:.4f} on {len(labels)} test images{ties}"
-        return apart <= (undecided + 0.5) / len(labels), found
+        found = f"onnxruntime {onnx_says:.4f}, torch {torch_says:.4f} on {labels.size} test {self._data.gives}{ties}"
+        return apart <= (undecided + 0.5) / labels.size, found
 
     def int8(self) -> Finding:
         found = runtime_accuracy(self.folder / INT8, self._data)
@@ -245,11 +259,16 @@ class _Examination:
     @cached_property
     def _normalised(self) -> tuple[Float[Tensor, "n channel height width"], str]:
         """The test images, or else noise, and how to call them."""
+        space = self._network.space
+        what = space.reads if space.reads == "images" else f"windows of {space.reads}"
         try:
-            return self._data.normalise(self._data.test.images), "test images"
+            return self._data.normalise(self._data.test.images), f"test {what}"
         except _ImpossibleError:
-            shape = self._network.space.input_shape
-            return torch.randn(2 * BATCH, *shape, generator=torch.Generator().manual_seed(0)), "images of noise (the data cannot be loaded)"
+            generator, shape = torch.Generator().manual_seed(0), (2 * BATCH, *space.input_shape)
+            noise = torch.randn(shape, generator=generator)
+            if space.reads == "tokens":
+                noise = torch.randint(space.classes, shape, generator=generator).float()
+            return noise, f"{what} of noise (the data cannot be loaded)"
 
     @property
     def _images(self) -> Float[Tensor, "n channel height width"]:
@@ -260,12 +279,16 @@ class _Examination:
         return self._normalised[1]
 
     @cached_property
-    def _expected(self) -> NDArray[np.float32]:
-        return predict(self._network, self._images, BATCH).numpy()
-
-    @cached_property
-    def _computed(self) -> NDArray[np.float32]:
-        return np.concatenate([self._run(images.numpy()) for images in torch.split(self._images, BATCH)])
+    def _compared(self) -> _Compared:
+        """Batch by batch: the logits of a whole text would not fit into memory."""
+        found = []
+        for images in torch.split(self._images, BATCH):
+            expected, computed = predict(self._network, images, BATCH).numpy(), self._run(images.numpy())
+            second, best = np.moveaxis(np.partition(expected, -2, axis=1)[:, -2:], 1, 0)
+            found.append((np.abs(computed - expected).max(), expected.argmax(1), computed.argmax(1), best - second, expected[:SINGLE]))
+        difference, expected_classes, computed_classes, lead, first = zip(*found, strict=True)
+        classes = np.concatenate(expected_classes), np.concatenate(computed_classes)
+        return _Compared(float(np.max(difference)), *classes, np.concatenate(lead), first[0])
 
     @cached_property
     def _session(self) -> Any:
@@ -273,12 +296,13 @@ class _Examination:
 
     def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
-            (logits,) = self._session.run([OUTPUT], {INPUT: images})
+            (logits,) = self._session.run([OUTPUT], {self._network.space.reads: images})
         except Exception as error:
             raise ExportError(f"onnxruntime cannot run {MODEL} on a batch of {len(images)}: {str(error).splitlines()[0]}") from None
         found: NDArray[np.float32] = logits
-        if found.shape != (len(images), self._network.space.classes):
-            raise ExportError(f"{MODEL} gives {found.shape} for a batch of {len(images)}, not {(len(images), self._network.space.classes)}")
+        wanted = (len(images), *self._network.space.output_shape)
+        if found.shape != wanted:
+            raise ExportError(f"{MODEL} gives {found.shape} for a batch of {len(images)}, not {wanted}")
         return found
 
 
@@ -304,11 +328,11 @@ def runtime_accuracy(path: Path, data: Dataset) -> float:
     right = 0
     for images, labels in zip(torch.split(data.test.images, BATCH), torch.split(data.test.labels, BATCH), strict=True):
         try:
-            (logits,) = session.run([OUTPUT], {INPUT: data.normalise(images).numpy()})
+            (logits,) = session.run([OUTPUT], {data.gives: data.normalise(images).numpy()})
         except Exception as error:  # onnxruntime's own exceptions share no narrower base
             raise ExportError(f"onnxruntime cannot run {path.name}: {str(error).splitlines()[0]}") from None
         right += int((logits.argmax(1) == labels.numpy()).sum())
-    return right / len(data.test)
+    return right / data.test.labels.numel()
 
 
 def _rounded(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -21,13 +22,16 @@ import torch.fx  # noqa: E402
 import yaml  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from hwnas import plugins, resources  # noqa: E402
+from hwnas import cost, plugins, resources  # noqa: E402
 from hwnas.config import Experiment, load_device, parse  # noqa: E402
+from hwnas.front import export_run  # noqa: E402
 from hwnas.op import OpSpec  # noqa: E402
 from hwnas.profile import DeviceTables, fingerprint  # noqa: E402
+from hwnas.run import Run  # noqa: E402
 from hwnas.search import run_search  # noqa: E402
 from hwnas.space import SearchSpace, Site, Slot, load_space  # noqa: E402
 from hwnas.table import Row  # noqa: E402
+from hwnas.verify import MemberReport, verify  # noqa: E402
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,6 +52,7 @@ def unchecked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 torch.fx.Tracer.trace = unchecked(torch.fx.Tracer.trace)  # type: ignore[method-assign]  # it traces with stand-ins that are no tensors
+cost._Terms.__init__ = unchecked(cost._Terms.__init__)  # type: ignore[method-assign]  # it takes millions of small steps
 torch.set_num_threads(1)
 settings.register_profile("hwnas", deadline=None, derandomize=True)
 settings.load_profile("hwnas")
@@ -147,24 +152,48 @@ def made_up_price(op: OpSpec) -> float:
 
 
 @pytest.fixture(scope="session")
-def fixed_tables(local_fingerprint: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tables for the space of `TINY` that stand where this machine's would, made up and not measured."""
+def make_up_tables(local_fingerprint: dict[str, str]) -> Callable[[Path, SearchSpace], None]:
+    """Writes tables of `cpu-1t` for a space, of its operators and of 16 networks, that stand where this machine's would."""
+
+    def write(root: Path, space: SearchSpace) -> None:
+        tables = DeviceTables(root, load_device("cpu-1t"), local_fingerprint)
+        operators = tables.operators("latency_ms")
+        rows = {op: Row(made_up_price(op), 1e-6, made_up_price(op), made_up_price(op), 9) for op in space.operators()}
+        operators.add(rows, local_fingerprint)
+        operators.save(tables.folder / "latency_ms.csv")
+        networks = tables.networks(space)
+        rng = np.random.default_rng(0)
+        while len(networks.rows) < 16:
+            arch = space.random(rng)
+            cost = sum(made_up_price(op) for op in space.lower(arch))
+            networks.rows[arch] = Row(cost, 1e-6, cost, cost, 9)
+        networks.save(tables.networks_path(space))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def fixed_tables(make_up_tables: Callable[[Path, SearchSpace], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tables for the space of `TINY`, made up and not measured."""
     root = tmp_path_factory.mktemp("fixed") / "latency_tables"
-    space = parse(Experiment, {"name": "tiny", **yaml.safe_load(TINY)}, "TINY").load_space()
-    tables = DeviceTables(root, load_device("cpu-1t"), local_fingerprint)
-    operators = tables.operators("latency_ms")
-    operators.add(
-        {op: Row(made_up_price(op), 1e-6, made_up_price(op), made_up_price(op), 9) for op in space.operators()}, local_fingerprint
-    )
-    operators.save(tables.folder / "latency_ms.csv")
-    networks = tables.networks(space)
-    rng = np.random.default_rng(0)
-    while len(networks.rows) < 16:
-        arch = space.random(rng)
-        cost = sum(made_up_price(op) for op in space.lower(arch))
-        networks.rows[arch] = Row(cost, 1e-6, cost, cost, 9)
-    networks.save(tables.networks_path(space))
+    make_up_tables(root, parse(Experiment, {"name": "tiny", **yaml.safe_load(TINY)}, "TINY").load_space())
     return root
+
+
+@pytest.fixture
+def search_and_verify(
+    make_up_tables: Callable[[Path, SearchSpace], None], tmp_path: Path
+) -> Callable[[str], tuple[Run, list[MemberReport]]]:
+    """Searches an experiment (YAML) on made-up tables, trains the members, exports them, and verifies them but for their latency."""
+
+    def run(text: str) -> tuple[Run, list[MemberReport]]:
+        experiment = parse(Experiment, {"name": "whole", **yaml.safe_load(text)}, "YAML")
+        make_up_tables(tmp_path / "tables", experiment.load_space())
+        found = run_search(experiment, tmp_path / "run", tables=tmp_path / "tables")
+        reports = verify(export_run(found, tables=tmp_path / "tables"))
+        return found, [replace(report, checks=tuple(check for check in report.checks if check.name != "latency")) for report in reports]
+
+    return run
 
 
 @pytest.fixture

@@ -170,3 +170,54 @@ def test_weights_follow_from_the_generator() -> None:
             assert float(layer.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
         if isinstance(layer, nn.BatchNorm2d):
             assert torch.equal(layer.weight.detach(), torch.ones_like(layer.weight))
+
+
+def test_a_learned_group_convolution_condenses_in_the_first_half() -> None:
+    module = layers.build(OpSpec("learned_group_conv", 16, 8, 4, 4, groups=4))
+    assert isinstance(module, layers.LearnedGroupConv)
+    layers.initialise(module, torch.Generator().manual_seed(0))
+    magnitudes = module.weight.detach().abs().reshape(4, 2, 16).sum(1)
+    left = []
+    for share in (0.0, 0.16, 0.17, 0.34, 0.49, 0.5, 1.0):
+        module.progress(share)
+        left.append(module.mask.sum(1).tolist())
+    assert left == [[number] * 4 for number in (16, 16, 12, 8, 8, 4, 4)]
+    assert torch.equal(module.mask.bool(), magnitudes >= magnitudes.topk(4, 1).values[:, -1:])
+    module.progress(0.1)
+    assert module.mask.sum() == 16  # what is gone does not come back
+
+
+def test_a_learned_group_convolution_computes_the_same_however_it_is_written() -> None:
+    module = layers.build(OpSpec("learned_group_conv", 16, 8, 4, 4, groups=4))
+    generator = torch.Generator().manual_seed(0)
+    layers.initialise(module, generator)
+    image = torch.randn(2, 16, 4, 4, generator=generator)
+    dense = module.train()(image)
+    deployed = layers.finished(module.eval())
+    assert [tuple(p.shape) for p in deployed.parameters()] == [(8, 4, 1, 1)]
+    with torch.inference_mode():
+        torch.testing.assert_close(deployed(image), module(image))
+        assert not torch.allclose(module(image), dense)
+        module.progress(1.0)
+        torch.testing.assert_close(module.train()(image), deployed(image))
+
+
+def test_the_group_lasso_is_its_formula() -> None:
+    module = layers.build(OpSpec("learned_group_conv", 8, 8, 4, 4, groups=2))
+    assert isinstance(module, layers.LearnedGroupConv)
+    layers.initialise(module, torch.Generator().manual_seed(0))
+    by_hand = sum(float(module.weight[4 * g : 4 * g + 4, i].norm()) for g in range(2) for i in range(8))
+    assert float(module.penalty()) == pytest.approx(module.LASSO * by_hand, rel=1e-5)
+    module.penalty().backward()
+    assert module.weight.grad is not None and module.weight.grad.abs().sum() > 0
+
+
+def test_channels_that_groups_do_not_divide() -> None:
+    with pytest.raises(SpaceError, match="has channels that 4 groups do not divide"):
+        layers.build(OpSpec("learned_group_conv", 6, 8, 4, 4, groups=4))
+
+
+def test_concatenation_is_along_the_channels() -> None:
+    module = layers.build(OpSpec("concat", 5, 5, 4, 4))
+    a, b = torch.ones(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)
+    assert module(a, b)[0, :, 0, 0].tolist() == [1, 1, 0, 0, 0]

@@ -10,8 +10,21 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hwnas"
 ORDER = """
 errors plain plugins op layers space resources spaces/* network supernet quick_onnx feed onnx_torch quantize
+device counters worker remote measure energy backends/* table diagram cost exchange formats/* calibrate profile
+checkpoint data train evaluate tabular pareto searcher evolution distribution searchers/* config workers run search export exporters/*
+verify doctor transfer table_chart compare compare_chart report front cli __init__
+device counters worker remote measure energy backends/* table cost exchange formats/* calibrate profile
+checkpoint data train evaluate tabular pareto features gaussian searcher evolution searchers/* config workers run search export
+exporters/* verify doctor transfer table_chart compare compare_chart report front cli __init__
 device counters worker remote measure energy backends/* table cost exchange formats/* calibrate profile
 checkpoint data train evaluate tabular pareto searcher evolution searchers/* config workers run search export exporters/*
+verify doctor transfer table_chart space_chart compare compare_chart report front cli __init__
+checkpoint data train evaluate tabular pareto searcher evolution controller searchers/* config workers run search explain export
+exporters/* verify doctor transfer table_chart compare compare_chart report front cli __init__
+checkpoint data train evaluate tabular pareto surrogates searcher evolution searchers/* config workers run search export exporters/*
+errors plain plugins op layers space resources quick_onnx spaces/* network supernet feed onnx_torch quantize
+device counters worker remote measure energy backends/* table cost exchange formats/* calibrate profile
+checkpoint text data train evaluate tabular pareto searcher evolution searchers/* config workers run search export exporters/*
 verify doctor transfer table_chart compare compare_chart report front cli __init__
 """.split()  # noqa: SIM905
 """Top to bottom = the order of the data flow. A folder's plug-ins share a line and do not import each other."""

@@ -58,6 +58,7 @@ CASES: dict[str, list[bytes]] = {
         single("AveragePool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, shape=(2, 4, 5, 5)),
     ],
     "BatchNormalization": [single("BatchNormalization", normal(4), normal(4), normal(4), np.abs(normal(4)), epsilon=1e-3)],
+    "Cast": [single("Cast", to=TensorProto.FLOAT)],  # to whole numbers: rnn_cell's networks below
     "Clip": [single("Clip", np.float32(0), np.float32(0.5)), single("Clip", np.float32(0.2)), single("Clip", None, np.float32(0.2))],
     "Concat": [single("Concat", normal(2, 3, 6, 6), axis=1)],
     "Conv": [
@@ -66,7 +67,7 @@ CASES: dict[str, list[bytes]] = {
         single("Conv", normal(8, 4, 1, 3), pads=[0, 1, 0, 1]),
     ],
     "Flatten": [single("Flatten"), single("Flatten", axis=1)],
-    "Gather": [single("Gather", np.array([2, 0, 2, 3]), axis=1), single("Gather", np.array([1, 0]))],
+    "Gather": [single("Gather", np.array([2, 0, 2, 3]), axis=1), single("Gather", np.array([[1, 0], [0, 0]]))],
     "Gemm": [single("Gemm", normal(5, 4), normal(5), transB=1, shape=(2, 4)), single("Gemm", normal(5, 4), transB=1, shape=(2, 4))],
     "GlobalAveragePool": [single("GlobalAveragePool")],
     "HardSigmoid": [single("HardSigmoid"), single("HardSigmoid", alpha=1 / 6, beta=0.4)],
@@ -90,7 +91,10 @@ CASES: dict[str, list[bytes]] = {
         single("Slice", np.array([1, 1]), np.array([2**63 - 1, 5]), np.array([2, 3])),
         single("Slice", np.array([3]), np.array([-1]), np.array([3]), np.array([2])),
     ],
+    "Sub": [single("Sub", normal(4, 1, 1))],
+    "Tanh": [single("Tanh")],
     "Transpose": [single("Transpose", perm=[0, 2, 1, 3])],
+    "Unsqueeze": [single("Unsqueeze", np.array([3, 1]))],
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from hwnas.errors import RunError
-from hwnas.pareto import Floats, hypervolume, hypervolume_history, nondominated, reference_point, spread
+from hwnas.pareto import Floats, best, crowding, gaps, hypervolume, hypervolume_history, nondominated, reference_point, spread
 
 LEVELS = 5
 
@@ -101,6 +101,40 @@ def test_spread_is_even() -> None:
     assert spread(front, 5).tolist() == [0, 25, 50, 75, 100]
 
 
+def test_the_best_are_whole_fronts_and_of_the_last_the_least_crowded() -> None:
+    front = np.array([[0.0, 4.0], [1.0, 3.0], [1.1, 2.9], [2.0, 2.0], [4.0, 0.0]])
+    rows = np.concatenate([front + 10, front])
+    assert best(rows, 5).tolist()[:2] in ([5, 9], [9, 5])
+    assert set(best(rows, 5).tolist()) == {5, 6, 7, 8, 9}
+    assert set(best(rows, 4).tolist()) == {5, 9, 8, 6}  # 7 is the most crowded: see below
+    assert set(best(rows, 7).tolist()) == {0, 4, 5, 6, 7, 8, 9}
+    assert best(rows[:0], 3).tolist() == []
+
+
+def test_crowding_by_hand() -> None:
+    front = np.array([[0.0, 4.0], [1.0, 3.0], [1.1, 2.9], [2.0, 2.0], [4.0, 0.0]])
+    np.testing.assert_allclose(crowding(front), [np.inf, 0.55, 0.5, 1.45, np.inf])
+    assert crowding(np.ones((3, 2))).tolist() == [np.inf, 0.0, np.inf]
+
+
 def test_no_front_without_a_finite_row() -> None:
     with pytest.raises(RunError, match="none of the 2 trials has finite objectives"):
         reference_point(np.array([[np.nan, 1.0], [np.inf, 2.0]]))
+
+
+@given(values(rows=6))
+def test_gaps_fill_what_is_not_dominated_and_do_not_overlap(rows: Floats) -> None:
+    reference = np.full(rows.shape[1], LEVELS - 1.0)
+    low, high = gaps(rows, reference)
+    assert (low < high).all()
+    for point in itertools.product(np.arange(-1, LEVELS) + 0.5, repeat=rows.shape[1]):
+        inside = int(((low < point) & (point < high)).all(1).sum())
+        free = bool((np.array(point) < reference).all()) and not (rows <= np.array(point)).all(1).any()
+        assert inside == int(free)
+
+
+def test_gaps_of_a_front_are_as_few_as_they_can_be() -> None:
+    front = np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])
+    assert len(gaps(front, np.array([4.0, 4.0]))[0]) == 4
+    high = np.random.default_rng(0).dirichlet(np.ones(3), size=30)
+    assert len(gaps(high, np.ones(3))[0]) <= 2 * 30 + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
+from torch import Tensor, nn
 
 from hwnas.device import Device
 from hwnas.errors import DeviceError
@@ -128,3 +130,22 @@ def test_what_cannot_be_quantised(model: bytes, batches: list[Feed], says: str) 
 def test_what_cannot_be_halved() -> None:
     with pytest.raises(DeviceError, match="damaged or no ONNX model"):
         halve(b"garbage")
+
+
+def test_a_concatenation_that_only_a_batch_norm_reads_stays_in_float() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.norm, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(torch.relu(self.norm(torch.cat((self.left(x), self.right(x)), 1))))
+            return out
+
+    buffer = io.BytesIO()
+    torch.onnx.export(Joined().eval(), (torch.zeros(1, 4, 8, 8),), buffer, dynamo=False)  # type: ignore[arg-type]
+    graph = onnx.load_from_string(quantize_randomly(buffer.getvalue(), 1)).graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    readers = {node.op_type: [made[name] for name in node.input if name in made] for node in graph.node}
+    assert readers["BatchNormalization"][0] == "Concat"
+    assert readers["Conv"][0] == "DequantizeLinear"

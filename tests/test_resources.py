@@ -59,7 +59,7 @@ def test_counts_by_hand(key: str, dense: int, pointwise: int, depthwise: int, pa
 def test_counts_are_torchs_own(default_operators: list[OpSpec]) -> None:
     for op in default_operators:
         with torch.device("meta"):
-            module, image = layers.build(op).eval(), torch.zeros(1, op.c_in, op.height, op.width)
+            module, image = layers.finished(layers.build(op)).eval(), torch.zeros(1, op.c_in, op.height, op.width)
         with FlopCounterMode(display=False) as counter:
             module(image)
         assert counter.get_total_flops() == resources.flops(op), op

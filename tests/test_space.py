@@ -302,3 +302,17 @@ def test_swapped_nodes_of_a_cell_are_one_network() -> None:
     for same in identities.values():
         assert len({tuple(sorted(str(site.op) for site in space.steps(arch))) for arch in same}) == 1
     assert len(identities) > 60
+
+
+def test_a_prefix_is_completed_by_what_hands_on(diamond: SearchSpace) -> None:
+    assert diamond.rest == (0, 1)  # `left` has no choice that hands on, `right` has skip
+    assert diamond.completed((2,)) == (2, 1)
+    assert diamond.extensions((2,)) == [(2, 0), (2, 1)]
+    assert load_space("nasbench201", {"width": 4, "cells": 1}).rest == (1,) * 6
+
+
+def test_twins_are_the_same_network_written_otherwise() -> None:
+    space = load_space("nasbench201", {"width": 4, "cells": 1})
+    assert space.twins((2, 3, 0, 1, 4, 2)) == [(3, 2, 0, 1, 2, 4)]
+    assert space.twins((2, 3, 1, 1, 4, 2)) == []  # one node reads the other
+    assert space.twins((2, 2, 0, 1, 4, 4)) == []  # nothing changes

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from hwnas.data import Augmentation, Dataset, Part
 from hwnas.errors import ConfigError, DataError, RunError
+from hwnas.layers import Scheduled
 from hwnas.train import TrainSettings, evaluate_accuracy, predict, recalibrate_batch_norm, train
 
 SETTINGS = TrainSettings(epochs=4, batch_size=8, lr=0.1, warmup_epochs=0.5, accelerator="cpu")
@@ -317,3 +318,30 @@ def test_recalibration_brings_back_what_lost_statistics_cost(data: Dataset) -> N
     assert evaluate_accuracy(net, data, data.valid).accuracy < 0.7
     recalibrate_batch_norm(net, data, generator=generator())
     assert evaluate_accuracy(net, data, data.valid).accuracy >= min(trained, 0.9)
+
+
+def test_scheduled_modules_are_told_how_far_training_is_and_their_penalty_is_paid(data: Dataset) -> None:
+    class Told(nn.Module, Scheduled):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shares: list[float] = []
+            self.weight = nn.Parameter(torch.full((2, 2), 3.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+        def progress(self, share: float) -> None:
+            self.shares.append(share)
+
+        def penalty(self) -> Tensor:
+            return self.weight.square().sum()
+
+        def finished(self) -> nn.Module:
+            return nn.Identity()
+
+    told = Told()
+    net = network().append(told)
+    settings = TrainSettings(epochs=4, batch_size=len(data.train), lr=0.1, momentum=0.0, weight_decay=0.0, warmup_epochs=0)
+    train(net, data, settings, 0)
+    assert told.shares == [0.0, 0.25, 0.5, 0.75]
+    assert 0 < float(told.weight.detach().max()) < 3.0

@@ -44,7 +44,7 @@ MACS: dict[str, Callable[[list[Shape], Shape], int]] = {"Conv": _conv, "Gemm": _
 FUSED = frozenset(["BatchNormalization", "Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu"])
 """Elementwise nodes that every graph runtime makes part of the convolution or product before them."""
 MOVES = FUSED | frozenset(
-    ["Add", "Sub", "Mul", "Div", "Concat", "Split", "Slice", "Pad", "Transpose", "Cast", "Resize"]
+    ["Add", "Sub", "Mul", "Div", "Concat", "Split", "Slice", "Pad", "Transpose", "Cast", "Resize", "Gather"]
     + ["Softmax", "AveragePool", "MaxPool", "GlobalAveragePool", "ReduceMean"]
 )
 """Nodes that cost what they read and write."""
@@ -101,6 +101,8 @@ class Roofline:
         except KeyError as error:
             raise DeviceError(f"the shape of tensor {error} of a {node.op_type} node cannot be inferred") from None
         macs = MACS[node.op_type](inputs, outputs[0]) if node.op_type in MACS else 0
+        if node.op_type == "Gather":
+            inputs = [outputs[0], *inputs[1:]]  # of a table only the rows that are asked for
         moved = sum(prod(shape) for shape in inputs + outputs)
         return max(macs / self._macs_per_ns, moved / self._elements_per_ns) + self._overhead_ns
 

@@ -19,7 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hwnas.device import Device
 from hwnas.errors import ExportError
-from hwnas.export import BATCH_AXIS, INPUT, OUTPUT, read_model, replace_file
+from hwnas.export import BATCH_AXIS, OUTPUT, read_model, replace_file
+from hwnas.layers import finished
 from hwnas.network import Network
 
 REQUIRES = ("onnxscript",)
@@ -32,7 +33,7 @@ class ONNX:
         self._opset = opset
 
     def write(self, network: Network, path: Path) -> None:
-        """The network in eval mode, its input `images` and its output `logits`, batch axis first and dynamic.
+        """The network in eval mode, its input called what the space reads and its output `logits`, batch axis first and dynamic.
 
         Raises:
             ExportError: torch cannot export a layer, or only for one batch size or another opset.
@@ -44,7 +45,8 @@ class ONNX:
         try:
             with _quiet():
                 program = torch.onnx.export(
-                    folded, (images,), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: batch},),
+                    finished(folded), (images,), dynamo=True, input_names=[network.space.reads], output_names=[OUTPUT],
+                    dynamic_shapes=({0: batch},),
                     opset_version=self._opset, external_data=False, verbose=False,
                 )  # fmt: skip
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:

@@ -118,7 +118,7 @@ class InstaNAS(Searcher):
             an expected cost.
     """
 
-    needs_shared_weights: ClassVar[bool] = True
+    needs_shared_weights = True
     home: ClassVar[str] = "instance_mobilenet"
     small: ClassVar[dict[str, Any]] = {
         "pretrain_epochs": 2, "epochs": 2, "epochs_per_ask": 1, "finetune_epochs": 1, "samples": 3, "batch_size": 16, "kappa": 0.1,
@@ -195,7 +195,7 @@ class InstaNAS(Searcher):
             self._train()
             self._queue = self._record()
         if not self._queue:
-            return self.unasked(chain(self._drawn(self._probs(self.shared.data.valid), n), self.random_architectures(n)), n)
+            return self.unasked(chain(self._drawn(self.probs(self.shared.data.valid), n), self.random_architectures(n)), n)
         asked, self._queue = self._queue[:n], self._queue[n:]
         return asked
 
@@ -349,7 +349,7 @@ class InstaNAS(Searcher):
     # What was learnt
 
     @torch.no_grad()
-    def _probs(self, part: Part) -> Float[Tensor, "n slot"]:
+    def probs(self, part: Part) -> Float[Tensor, "n slot"]:
         """The controller's probabilities for the images as they are."""
         self.controller.eval()
         device = self.shared.fabric.device
@@ -368,7 +368,7 @@ class InstaNAS(Searcher):
     def _record(self) -> list[Architecture]:
         """Logs what the instance-wise network is worth; gives what there is to ask."""
         valid = self.shared.data.valid
-        probs = self._probs(valid)
+        probs = self.probs(valid)
         gates = (probs >= 0.5).long()
         costs = (self.cost.of(gates) + self.controller_cost).numpy()
         policies = Counter(map(tuple, gates.tolist()))

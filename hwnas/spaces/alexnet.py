@@ -31,7 +31,7 @@ def alexnet_head(op: OpSpec) -> nn.Module:
 class AlexNet(SearchSpace):
     """Every convolution keeps the size of its map; a 3x3 pooling of stride 2 halves it three times."""
 
-    small: ClassVar[dict[str, Any]] = {"input_size": 8, "filters": [4, 6], "kernels": [1, 3], "linear_width": 8}
+    small: ClassVar[dict[str, Any]] = {"input_size": 16, "filters": [4, 6], "kernels": [1, 3], "linear_width": 16}
 
     def __init__(
         self,

@@ -8,7 +8,6 @@ block 2 with 104 channels), a layer's operator exists once for every width that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from hwnas.errors import ConfigError
 from hwnas.layers import conv, learned_group_conv, operator
 from hwnas.op import OpSpec
-from hwnas.space import SearchSpace, Site, Slot
+from hwnas.space import Architecture, SearchSpace, Site, Slot
 
 Positive = Annotated[int, Field(ge=1)]
 BOTTLENECK = 4
@@ -45,12 +44,6 @@ def condense_layer(op: OpSpec) -> nn.Module:
     learned = learned_group_conv(OpSpec("learned_group_conv", op.c_in, op.hidden, op.height, op.width, groups=op.groups))
     last = conv(op.hidden, growth, op.kernel, groups=op.groups)
     return Dense(nn.Sequential(nn.BatchNorm2d(op.c_in), nn.ReLU(), learned, nn.BatchNorm2d(op.hidden), nn.ReLU(), last))
-
-
-@operator("stem_conv")
-def stem_conv(op: OpSpec) -> nn.Module:
-    """A convolution alone: the layer behind it begins with BatchNorm."""
-    return conv(op.c_in, op.c_out, op.kernel, op.stride)
 
 
 class CondenseNet(SearchSpace):
@@ -87,7 +80,7 @@ class CondenseNet(SearchSpace):
         side = input_size
         for choice, growth in enumerate(growths):
             self.stems.append(len(sites))
-            stem = OpSpec("stem_conv", channels, 2 * growth, side, side, kernel=3)
+            stem = OpSpec("conv", channels, 2 * growth, side, side, kernel=3)
             sites.append(Site(stem, ("input",), f"b1.l0@{2 * growth}", ((1, choice),)))
         entering = {(2 * growth, growth) for growth in growths}
         for block in range(1, blocks + 1):
@@ -111,7 +104,7 @@ class CondenseNet(SearchSpace):
             side = -(-side // 2)
         super().__init__((channels, input_size, input_size), classes, tuple(slots), tuple(sites))
 
-    def chosen(self, arch: Sequence[int]) -> list[int]:
+    def chosen(self, arch: Architecture) -> list[int]:
         """The stem, and block by block the layers for the channels that reach them, and what leads out of the block."""
         indices = [self.stems[arch[1]]]
         width = 2 * self.growths[arch[1]]
@@ -121,3 +114,7 @@ class CondenseNet(SearchSpace):
                 width += self.growths[growth]
             indices.append(self.exits[block, self.stages[stage], width])
         return indices
+
+    def operators(self) -> tuple[OpSpec, ...]:
+        """Every distinct operator, sorted by key; nothing is added up, though the decisions alone do not tell the last sites apart."""
+        return tuple(op for op in super().operators() if op.kind != "add")

@@ -10,7 +10,6 @@ halves it before the cell while it searches, and so only in the final network); 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,9 +18,9 @@ from pydantic import Field
 from torch import nn
 
 from hwnas.errors import ConfigError
-from hwnas.layers import conv, operator
+from hwnas.layers import operator
 from hwnas.op import OpSpec
-from hwnas.space import Decision, SearchSpace, Site, Slot
+from hwnas.space import Architecture, Decision, SearchSpace, Site, Slot
 
 Positive = Annotated[int, Field(ge=1)]
 CELLS = ("normal", "reduction")
@@ -38,18 +37,6 @@ OPERATORS: dict[str, dict[str, tuple[str, int]]] = {
     },
 }  # fmt: skip
 """Kind and kernel of every operator, in the published order."""
-
-
-@operator("conv")
-def plain_conv(op: OpSpec) -> nn.Module:
-    """A convolution alone: one slice of a convolution whose BatchNorm comes after the sum."""
-    return conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation)
-
-
-@operator("batch_norm")
-def batch_norm(op: OpSpec) -> nn.Module:
-    """BatchNorm alone, behind a sum."""
-    return nn.BatchNorm2d(op.c_out)
 
 
 @operator("conv_in_two")
@@ -190,7 +177,7 @@ class ENASMicro(SearchSpace):
         ]
         super().__init__((channels, input_size, input_size), classes, tuple(slots), tuple(sites))
 
-    def chosen(self, arch: Sequence[int]) -> list[int]:
+    def chosen(self, arch: Architecture) -> list[int]:
         """The sites whose decisions hold, without the projections of what some node reads."""
         per_cell = 2 * len(BRANCHES) * self.nodes
         read = {(slot // per_cell, arch[slot]) for slot in range(0, len(arch), 2)}

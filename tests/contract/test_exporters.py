@@ -20,8 +20,9 @@ from hwnas import front, plugins
 from hwnas.config import Named
 from hwnas.device import Device
 from hwnas.errors import BudgetError
-from hwnas.export import INPUT, OUTPUT, Exporter, Manifest, complete, load_exporter, measure_members
+from hwnas.export import OUTPUT, Exporter, Manifest, complete, load_exporter, measure_members
 from hwnas.front import export_run, read_export
+from hwnas.layers import finished
 from hwnas.network import Network
 from hwnas.run import Run
 from hwnas.space import Architecture, SearchSpace, load_space
@@ -81,7 +82,7 @@ def test_it_computes_what_torch_computes_at_every_batch_size(exported: tuple[Net
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in (1, 3, 7):
         images = torch.randn(batch, *network.space.input_shape, generator=torch.Generator().manual_seed(batch))
-        (computed,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        (computed,) = session.run([OUTPUT], {network.space.reads: images.numpy()})
         with torch.inference_mode():
             np.testing.assert_allclose(computed, network(images).numpy(), rtol=0, atol=1e-4)
 
@@ -93,7 +94,7 @@ def test_nothing_dead_is_in_it(exported: tuple[Network, Path]) -> None:
     assert graph_faults(model) == []
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found = Counter(shapes[node.input[1]] for node in model.graph.node if node.op_type == "Conv")
-    assert found == Counter(tuple(layer.weight.shape) for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    assert found == Counter(tuple(layer.weight.shape) for layer in finished(network).modules() if isinstance(layer, nn.Conv2d))
 
 
 def test_annotations_replace_each_other_and_change_nothing_else(exported: tuple[Network, Path], exporter: Exporter) -> None:

@@ -24,7 +24,7 @@ from _pytest.mark.structures import ParameterSet
 from hwnas import plugins, resources
 from hwnas.checkpoint import load_state, save_state
 from hwnas.cost import Cost, CostModel, PeakMemory, Uncertainty
-from hwnas.data import Augmentation, Dataset, Part
+from hwnas.data import Augmentation, Dataset, Part, Text, Windows
 from hwnas.errors import ConfigError
 from hwnas.evaluate import Objective, SharedWeights, Trial
 from hwnas.searcher import Problem, Searcher
@@ -37,8 +37,13 @@ ROUNDS = (3, 1, 4, 2, 5)
 
 
 def made_up_data(space: SearchSpace) -> Dataset:
-    """Images whose brightness tells their class, the same in all parts."""
+    """Images whose brightness tells their class, or tokens that count up, the same in all parts."""
     generator = torch.Generator().manual_seed(0)
+    if space.reads == "tokens":
+        steps = space.input_shape[1]
+        stream = torch.arange(2 * space.classes * steps + 1) % space.classes
+        windows = Windows(stream[:-1].to(torch.int32).view(-1, 1, steps, 1), stream[1:].view(-1, steps))
+        return Text("made up", windows, windows, windows, tuple(map(str, range(space.classes))))
     labels = torch.arange(2 * space.classes) % space.classes
     noise = torch.randint(0, 50, (len(labels), *space.input_shape), generator=generator)
     part = Part((noise + labels.view(-1, 1, 1, 1) * (200 // space.classes)).to(torch.uint8), labels)

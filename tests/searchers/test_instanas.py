@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from hwnas.cost import Cost, CostModel, PeakMemory
 from hwnas.data import Augmentation, Dataset, Part
 from hwnas.errors import ConfigError
 from hwnas.evaluate import Objective, SharedWeights
+from hwnas.run import Run
 from hwnas.searcher import Problem
 from hwnas.searchers import instanas
 from hwnas.searchers.instanas import InstaNAS
 from hwnas.space import SearchSpace, load_space
 from hwnas.spaces.instance_mobilenet import InstanceMobileNet
 from hwnas.train import TrainSettings
+from hwnas.verify import MemberReport
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -31,9 +34,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def meta() -> SearchSpace:
+def meta() -> InstanceMobileNet:
     """Two blocks of three modules."""
-    return load_space("instance_mobilenet", {**InstanceMobileNet.small, "channels": 1, "classes": 4})
+    space = load_space("instance_mobilenet", {**InstanceMobileNet.small, "channels": 1, "classes": 4})
+    assert isinstance(space, InstanceMobileNet)
+    return space
 
 
 def made_up_data(space: SearchSpace) -> Dataset:
@@ -80,7 +85,7 @@ def test_fact_1_the_latency_reward_is_a_parabola_between_the_bounds() -> None:
     assert instanas.latency_reward(torch.tensor([5.0]), 5.0, 5.0).tolist() == [0]
 
 
-def test_fact_1_a_wrong_answer_gets_the_penalty(meta: SearchSpace) -> None:
+def test_fact_1_a_wrong_answer_gets_the_penalty(meta: InstanceMobileNet) -> None:
     searcher = make(make_problem(meta), penalty=-3.0, power=2.0)
     searcher.shared.supernet.eval()
     images = torch.randn(8, *meta.input_shape, generator=generator())
@@ -97,7 +102,7 @@ def test_fact_1_a_wrong_answer_gets_the_penalty(meta: SearchSpace) -> None:
 # Fact 2
 
 
-def test_fact_2_the_settled_policy_has_no_advantage_and_no_gradient(meta: SearchSpace) -> None:
+def test_fact_2_the_settled_policy_has_no_advantage_and_no_gradient(meta: InstanceMobileNet) -> None:
     searcher = make(make_problem(meta))
     searcher.shared.supernet.eval()
     images, labels = next(searcher._batches(generator()))
@@ -132,8 +137,8 @@ def test_the_policy_gradient_is_that_of_the_expected_reward(full: bool) -> None:
 # Fact 3 is in `spaces/test_instance_mobilenet.py` and `test_supernet.py`
 
 
-def test_fact_3_a_batch_of_policies_is_each_image_under_its_own(meta: SearchSpace) -> None:
-    supernet = make_problem(meta).shared.supernet.eval()  # type: ignore[union-attr]
+def test_fact_3_a_batch_of_policies_is_each_image_under_its_own(meta: InstanceMobileNet) -> None:
+    supernet = make(make_problem(meta)).shared.supernet.eval()
     gates = torch.stack([*all_policies(6)[[0, 63]], *torch.bernoulli(torch.full((6, 6), 0.4), generator=generator())])
     images = torch.randn(8, *meta.input_shape, generator=generator())
     with torch.no_grad():
@@ -145,7 +150,7 @@ def test_fact_3_a_batch_of_policies_is_each_image_under_its_own(meta: SearchSpac
 # Fact 4
 
 
-def test_fact_4_sampled_costs_have_the_expected_cost_as_their_mean(meta: SearchSpace) -> None:
+def test_fact_4_sampled_costs_have_the_expected_cost_as_their_mean(meta: InstanceMobileNet) -> None:
     cost = make_problem(meta).costs["macs"]
     probs = instanas.explore(torch.rand(3, 6, generator=generator()), 0.8)
     exact = cost(instanas.choice_rows(probs))
@@ -182,10 +187,9 @@ PLANTED = {
 
 @pytest.mark.slow
 def test_fact_5_latency_follows_its_bound_and_hard_images_get_more_of_it() -> None:
-    parts = [planted(n, seed) for n, seed in ((512, 1), (256, 2), (64, 3))]
-    data = Dataset("planted", *(part for part, _ in parts), tuple("abcd"), Augmentation())
-    valid, hard = parts[1]
-    options = {
+    valid, hard = planted(256, 2)
+    data = Dataset("planted", planted(512, 1)[0], valid, planted(64, 3)[0], tuple("abcd"), Augmentation())
+    options: dict[str, Any] = {
         "pretrain_epochs": 24, "epochs": 24, "epochs_per_ask": 8, "finetune_epochs": 2, "batch_size": 32, "lr": 0.1, "search_lr": 0.02,
         "controller_lr": 2e-3, "kappa": 0.0,
     }  # fmt: skip
@@ -195,7 +199,7 @@ def test_fact_5_latency_follows_its_bound_and_hard_images_get_more_of_it() -> No
         searcher._train()
         searcher._record()
         logs.append(dict(searcher.log))
-        gates = (searcher._probs(valid) >= 0.5).long()
+        gates = (searcher.probs(valid) >= 0.5).long()
         costs = searcher.cost.of(gates).numpy()
         assert 1 < searcher.log["unique_policies"] < len(valid)
     assert logs[0]["bound"] > logs[1]["bound"] > logs[2]["bound"]
@@ -213,12 +217,12 @@ def test_modules_are_kept_less_and_less_in_the_second_half_of_the_first_phase() 
     assert [instanas.kept(progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)] == [1, 1, 1, 0.75, 0.5]
 
 
-def test_the_bounds_begin_above_half_open_gates_and_end_by_the_base_network(meta: SearchSpace) -> None:
+def test_the_bounds_begin_above_half_open_gates_and_end_by_the_base_network(meta: InstanceMobileNet) -> None:
     problem = make_problem(meta)
     searcher = make(problem, epochs=10)
     cost = problem.costs["macs"]
     everything = {arch: float(cost.of([arch])) for arch in meta.all()}
-    least, most, base = min(everything.values()), max(everything.values()), everything[meta.base]  # type: ignore[attr-defined]
+    least, most, base = min(everything.values()), max(everything.values()), everything[meta.base]
     assert searcher.low == least
     assert searcher.bound(0) == pytest.approx(least + 0.7 * (most - least))
     assert searcher.bound(10) == pytest.approx(least + 0.5 * (base - least))
@@ -228,7 +232,7 @@ def test_the_bounds_begin_above_half_open_gates_and_end_by_the_base_network(meta
     assert make(make_problem(meta, budgets={"macs": budget}), epochs=10).bound(10) == budget
 
 
-def test_the_meta_graph_is_trained_under_other_images_policies(meta: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_meta_graph_is_trained_under_other_images_policies(meta: InstanceMobileNet, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the search, the policies of a batch are dealt out anew; when fine-tuned, every image has its own."""
     searcher = make(make_problem(meta), batch_size=32, exploration=1.0, finetune_epochs=1, epochs_per_ask=2)
     brightness: list[Tensor] = []
@@ -257,31 +261,29 @@ def test_the_meta_graph_is_trained_under_other_images_policies(meta: SearchSpace
     assert float(seen[0].min()) == 1  # all modules open in the first half of the first phase
 
 
-def test_a_checkpoint_is_fine_tuned_and_the_search_goes_on_from_before(meta: SearchSpace) -> None:
+def test_a_checkpoint_is_fine_tuned_and_the_search_goes_on_from_before(meta: InstanceMobileNet, monkeypatch: pytest.MonkeyPatch) -> None:
     searcher = make(make_problem(meta), epochs=2, finetune_epochs=2)
     searcher._train()
     tuned = {name: tensor.clone() for name, tensor in searcher.shared.supernet.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in searcher._before.items()}
     assert not all(torch.equal(tuned[name], before[name]) for name in tuned)
     started: list[dict[str, Tensor]] = []
-    real = searcher._teach
-
-    def spy(high: float, draws: torch.Generator) -> None:
-        started.append({name: tensor.clone() for name, tensor in searcher.shared.supernet.state_dict().items()})
-        real(high, draws)
-
-    searcher._teach = spy  # type: ignore[method-assign]
+    monkeypatch.setattr(
+        searcher,
+        "_teach",
+        lambda high, generator: started.append({name: tensor.clone() for name, tensor in searcher.shared.supernet.state_dict().items()}),
+    )
     searcher._train()
     assert all(torch.equal(started[0][name], before[name]) for name in before)
 
 
-def test_the_controller_learns_from_rewards(meta: SearchSpace) -> None:
+def test_the_controller_learns_from_rewards(meta: InstanceMobileNet) -> None:
     """With a heavy price on expected cost gates close; without a price the entropy keeps them half open."""
     ends = []
     for kappa in (0.0, 1000.0):
         searcher = make(make_problem(meta), kappa=kappa, epochs=10, epochs_per_ask=0, controller_lr=0.03)
         searcher.ask(1)
-        ends.append(float(searcher.cost(instanas.choice_rows(searcher._probs(searcher.shared.data.valid))).mean()))
+        ends.append(float(searcher.cost(instanas.choice_rows(searcher.probs(searcher.shared.data.valid))).mean()))
     assert ends[1] < 0.7 * ends[0]
 
 
@@ -289,12 +291,12 @@ def test_the_controller_learns_from_rewards(meta: SearchSpace) -> None:
 
 
 def test_the_commonest_policies_are_asked_first_and_the_log_tells_of_the_instance_wise_network(
-    meta: SearchSpace, monkeypatch: pytest.MonkeyPatch
+    meta: InstanceMobileNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searcher = make(make_problem(meta), samples=3, epochs=1, epochs_per_ask=0, finetune_epochs=0)
     shares = torch.full((32, 6), 0.1)
     shares[:20, 0] = shares[20:28, 1] = shares[28:, 2] = 0.9
-    monkeypatch.setattr(searcher, "_probs", lambda part: shares)
+    monkeypatch.setattr(searcher, "probs", lambda part: shares)
     archs = searcher.ask(5)
     policies = [(1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0), (0, 0, 1, 0, 0, 0)]
     assert archs == policies
@@ -305,17 +307,17 @@ def test_the_commonest_policies_are_asked_first_and_the_log_tells_of_the_instanc
     assert searcher.log["mean_macs"] == pytest.approx(np.mean(costs))
     assert searcher.log["p50_macs"] == pytest.approx(np.median(costs))
     assert searcher.log["p95_macs"] == pytest.approx(np.quantile(costs, 0.95))
-    assert searcher.log["controller_macs"] == sum(resources.macs(op) for op in meta.controller)  # type: ignore[attr-defined]
+    assert searcher.log["controller_macs"] == sum(resources.macs(op) for op in meta.controller)
     assert searcher.log["unique_policies"] == 3
     assert searcher.log["entropy"] == pytest.approx(-0.1 * math.log(0.1) - 0.9 * math.log(0.9), rel=1e-5)
     assert len(searcher.ask(4)) == 4  # after the last checkpoint draws go on
 
 
-def test_instance_accuracy_is_that_of_every_image_alone_under_its_policy(meta: SearchSpace) -> None:
+def test_instance_accuracy_is_that_of_every_image_alone_under_its_policy(meta: InstanceMobileNet) -> None:
     searcher = make(make_problem(meta))
     searcher.ask(1)
     valid = searcher.shared.data.valid
-    gates = (searcher._probs(valid) >= 0.5).long()
+    gates = (searcher.probs(valid) >= 0.5).long()
     right = 0
     with torch.no_grad():
         for image, label, policy in zip(valid.images, valid.labels, gates.tolist(), strict=True):
@@ -324,7 +326,7 @@ def test_instance_accuracy_is_that_of_every_image_alone_under_its_policy(meta: S
     assert searcher.log["instance_accuracy"] == pytest.approx(right / len(valid))
 
 
-def test_an_interrupted_ask_goes_on_from_its_last_epoch(meta: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_ask_goes_on_from_its_last_epoch(meta: InstanceMobileNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in any of its epochs (three phases, and the second portion), it ends with the same weights, bit for bit."""
     options: dict[str, Any] = {"epochs": 2, "epochs_per_ask": 1, "finetune_epochs": 1, "batch_size": 32}
     whole = make(make_problem(meta), **options)
@@ -366,7 +368,7 @@ def test_a_space_without_gates_is_refused(diamond: SearchSpace) -> None:
             make(make_problem(space))
 
 
-def test_a_resource_that_no_gate_changes_is_refused(meta: SearchSpace) -> None:
+def test_a_resource_that_no_gate_changes_is_refused(meta: InstanceMobileNet) -> None:
     problem = make_problem(meta)
     problem.costs["free"] = CostModel(meta, lambda op: 0.0, metric="free")
     with pytest.raises(ConfigError, match="no gate of instance_mobilenet changes its free"):
@@ -382,11 +384,39 @@ def test_a_resource_that_no_gate_changes_is_refused(meta: SearchSpace) -> None:
         ({"epochs": 0}, "epochs"),
     ],
 )
-def test_options_that_cannot_be_meant(meta: SearchSpace, options: dict[str, Any], message: str) -> None:
+def test_options_that_cannot_be_meant(meta: InstanceMobileNet, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(make_problem(meta), **options)
 
 
-def test_a_diverged_meta_graph_is_an_error_that_says_what_to_do(meta: SearchSpace) -> None:
+def test_a_diverged_meta_graph_is_an_error_that_says_what_to_do(meta: InstanceMobileNet) -> None:
     with pytest.raises(ConfigError, match=r"the meta-graph's loss became no number after \d epochs; lower lr \(now 1e\+30\)"):
         make(make_problem(meta), lr=1e30, pretrain_epochs=20, batch_size=8).ask(1)
+
+
+WHOLE = """\
+device: cpu-1t
+data: {name: digits, size: 8}
+space: {name: instance_mobilenet, input_size: 8, channels: 1, stem_width: 8, widths: [8, 16], depths: [2, 1], strides: [1, 2],
+        head_width: 32, modules: [k3e3, k5e2, basic], controller_widths: [4, 8]}
+searcher: {name: instanas, pretrain_epochs: 10, epochs: 4, epochs_per_ask: 2, finetune_epochs: 1, samples: 4, lr: 0.1, search_lr: 0.05,
+           controller_lr: 0.002}
+trials: 10
+batch: 4
+final: {members: 2, training: {epochs: 3, batch_size: 32}}
+"""
+
+
+@pytest.mark.slow
+def test_on_digits_from_the_search_to_verified_models(search_and_verify: Callable[[str], tuple[Run, list[MemberReport]]]) -> None:
+    run, reports = search_and_verify(WHOLE)
+    trials = run.trials(run.experiment.load_space())
+    assert len(trials) == 10
+    logs = [trial.notes["log"] for trial in trials]
+    assert [log["epoch"] for log in logs] == [12, 12, 12, 12, 14, 14, 14, 14, 14, 14]
+    assert logs[0]["bound"] > logs[4]["bound"]
+    assert logs[4]["instance_accuracy"] > 0.5
+    assert min(trial.values["error"] for trial in trials) < 0.5
+    assert reports
+    for report in reports:
+        assert report.passed and {check.status for check in report.checks} == {"passed"}, report

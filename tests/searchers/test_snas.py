@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hwnas import plugins, resources
+from hwnas import distribution, plugins, resources
 from hwnas.cost import Cost, CostModel, PeakMemory, choice_mask, one_hot
 from hwnas.data import Augmentation, Dataset, Part, batches, load_data
 from hwnas.errors import ConfigError
@@ -142,7 +142,7 @@ def test_fact_2_exact_and_score_agree_in_expectation(diamond: SearchSpace, price
     """The expectation over all hard samples, taken exactly."""
     logits = random_logits(diamond).double().requires_grad_()
     probs = logits.softmax(-1)
-    exact = gradient(snas.exact_cost(priced, logits), logits)
+    exact = gradient(distribution.exact_cost(priced, logits), logits)
     archs = list(diamond.all())
     hot = one_hot(diamond, archs).double()
     chance = [float(probs.detach().gather(1, torch.tensor([arch]).T).prod()) for arch in archs]
@@ -157,7 +157,7 @@ def test_fact_2_exact_and_score_agree_in_expectation(diamond: SearchSpace, price
     costs = priced.of(archs)
     each = torch.stack([log_probs.gather(1, torch.tensor([arch]).T).squeeze(1) for arch in archs])
     pairs = sum(
-        chance[i] * chance[j] * snas.score_of_hard_samples(costs[[i, j]], each[[i, j]])
+        chance[i] * chance[j] * distribution.score_of_hard_samples(costs[[i, j]], each[[i, j]])
         for i in range(len(archs))
         for j in range(len(archs))
     )
@@ -199,7 +199,7 @@ def test_choices_of_one_price_get_no_credit_and_so_no_noise() -> None:
 def test_fact_2_exact_has_no_variance(cell: SearchSpace) -> None:
     cost = CostModel(cell, resources.macs)
     logits = random_logits(cell).requires_grad_()
-    grads = [gradient(snas.exact_cost(cost, logits), logits) for _ in range(3)]
+    grads = [gradient(distribution.exact_cost(cost, logits), logits) for _ in range(3)]
     assert torch.equal(grads[0], grads[1])
     assert torch.equal(grads[0], grads[2])
 
@@ -226,7 +226,7 @@ def test_fact_3_descent_on_exact_lowers_the_expected_cost_at_every_step(space: S
     expected = []
     for _ in range(200):
         logits.requires_grad_()
-        value = snas.exact_cost(cost, logits) / scale
+        value = distribution.exact_cost(cost, logits) / scale
         expected.append(float(value.detach()))
         logits = (logits - 0.05 * gradient(value, logits)).detach()
     assert all(later < earlier for earlier, later in pairwise(expected))
@@ -241,7 +241,7 @@ def test_fact_3_it_tends_to_the_cheapest_operator_everywhere(cell: SearchSpace) 
         optimizer = torch.optim.Adam([logits], lr=0.1)
         for _ in range(300):
             optimizer.zero_grad()
-            torch.autograd.backward(snas.exact_cost(cost, logits) / begin)
+            torch.autograd.backward(distribution.exact_cost(cost, logits) / begin)
             optimizer.step()
         least = 0.0 if space is cell else float(cost.of([cost.cheapest()]))
         assert float(cost(logits.detach().softmax(-1))) - least < 0.01 * begin
@@ -266,7 +266,7 @@ def test_fact_4_the_exchange_of_loss_for_cost(diamond: SearchSpace, priced: Cost
             for _ in range(150):
                 optimizer.zero_grad()
                 probs = logits.softmax(-1).gather(1, archs.T).prod(0)
-                torch.autograd.backward(probs @ losses + eta * snas.exact_cost(priced, logits))
+                torch.autograd.backward(probs @ losses + eta * distribution.exact_cost(priced, logits))
                 optimizer.step()
             ends.append(int((archs == logits.argmax(-1)).all(1).nonzero()))
         total = losses + eta * costs
@@ -296,7 +296,7 @@ def sampled_accuracy(searcher: SNAS, probs: Tensor | None) -> float:
 
 @pytest.mark.slow
 def test_fact_5_the_sampled_supernet_is_closer_to_its_child_than_a_mixture_is(cell: SearchSpace) -> None:
-    """Three seeds; the mixture is DARTS's softmax, single level, trained on the same space for as long, from the same weights."""
+    """Three seeds; the mixture is `relaxation: softmax`, trained on the same space for as long, from the same weights."""
     data = load_data("digits", {"size": 8})
     gaps: dict[str, list[float]] = {"snas": [], "darts": []}
     for seed in range(3):
@@ -305,30 +305,10 @@ def test_fact_5_the_sampled_supernet_is_closer_to_its_child_than_a_mixture_is(ce
         (child,) = ours.ask(1)
         gaps["snas"].append(abs(sampled_accuracy(ours, None) - ours.shared.score(child, 0)["accuracy"]))
         assert ours.log["entropy"] < 0.5 * math.log(5)  # it begins at log 5
-        darts = make(make_problem(cell, data=data, seed=seed), seed, **options)
-        mixture(darts)
-        probs = darts.probs()
-        child = next(arch for arch in snas.most_probable(probs.log()) if cell.graph(arch))
-        gaps["darts"].append(abs(sampled_accuracy(darts, probs) - darts.shared.score(child, 0)["accuracy"]))
+        darts = make(make_problem(cell, data=data, seed=seed), seed, **options, relaxation="softmax")
+        (child,) = darts.ask(1)
+        gaps["darts"].append(abs(sampled_accuracy(darts, darts.probs()) - darts.shared.score(child, 0)["accuracy"]))
     assert np.mean(gaps["snas"]) < np.mean(gaps["darts"])
-
-
-def mixture(searcher: SNAS) -> None:
-    """What SNAS does, with softmax(logits) in place of samples."""
-    data = searcher.shared.data
-    searcher._begin()
-    for epoch in range(searcher.epochs):
-        searcher.shared.supernet.train()
-        searcher._optimizers["sgd"].param_groups[0]["lr"] = 0.001 + 0.012 * (1 + math.cos(math.pi * epoch / searcher.epochs))
-        draws = generator(epoch)
-        for index in batches(data.train, searcher.batch_size, draws):
-            out = searcher.shared.supernet(data.normalise(data.augment(data.train.images[index], draws)), searcher.logits.softmax(-1))
-            for optimizer in searcher._optimizers.values():
-                optimizer.zero_grad()
-            torch.autograd.backward(functional.cross_entropy(out, data.train.labels[index]))
-            torch.nn.utils.clip_grad_norm_(searcher.shared.supernet.parameters(), 5)
-            for optimizer in searcher._optimizers.values():
-                optimizer.step()
 
 
 # Fact 6
@@ -347,7 +327,7 @@ def test_fact_6_the_reparam_cost_tends_to_the_exact_one(cell: SearchSpace) -> No
     cost = CostModel(cell, resources.macs)
     """Measured against the hard samples of the same noise, whose mean cost is the exact one: so 2000 draws tell."""
     logits = 3 * random_logits(cell)
-    exact = float(snas.exact_cost(cost, logits))
+    exact = float(distribution.exact_cost(cost, logits))
     gaps = []
     for temperature in (1.0, 0.3, 0.03):
         log_z = snas.concrete_sample(logits.expand(2000, -1, -1), temperature, generator())
@@ -391,9 +371,9 @@ def test_concrete_samples_choose_as_the_distribution_does() -> None:
 def test_the_most_probable_come_first_and_all_come_once(diamond: SearchSpace) -> None:
     log_probs = random_logits(diamond).log_softmax(-1)
     chance = {arch: float(log_probs.gather(1, torch.tensor([arch]).T).sum()) for arch in diamond.all()}
-    assert list(snas.most_probable(log_probs)) == sorted(chance, key=lambda arch: -chance[arch])
+    assert list(distribution.most_probable(log_probs)) == sorted(chance, key=lambda arch: -chance[arch])
     wide = torch.randn(30, 7, generator=generator()).log_softmax(-1)
-    first = list(islice(snas.most_probable(wide), 500))
+    first = list(islice(distribution.most_probable(wide), 500))
     value = [float(wide.gather(1, torch.tensor([arch]).T).sum()) for arch in first]
     assert first[0] == tuple(wide.argmax(-1).tolist())
     assert len(set(first)) == 500
@@ -406,9 +386,9 @@ def test_what_is_over_budget_is_repaired_where_it_costs_least_probability(diamon
     cost = CostModel(diamond, lambda op: {conv1: 4.0, conv3: 9.0}.get(op, 1.0), metric="cost")
     problem = Problem(diamond, (Objective("error"),), {"cost": cost}, {"cost": float(cost.of([(1, 1)])[0])})
     log_probs = torch.tensor([[0.2, 0.3, 0.5], [0.4, 0.6, 0.0]]).log()
-    assert snas.repaired(problem, (2, 1), log_probs) == (2, 0)
-    assert snas.repaired(problem, (2, 1), torch.tensor([[0.1, 0.4, 0.5], [0.05, 0.95, 0.0]]).log()) == (1, 1)
-    assert snas.repaired(problem, (1, 1), log_probs) == (1, 1)
+    assert distribution.repaired(problem, (2, 1), log_probs) == (2, 0)
+    assert distribution.repaired(problem, (2, 1), torch.tensor([[0.1, 0.4, 0.5], [0.05, 0.95, 0.0]]).log()) == (1, 1)
+    assert distribution.repaired(problem, (1, 1), log_probs) == (1, 1)
 
 
 # The searcher
@@ -418,12 +398,26 @@ def test_the_child_leads_and_the_log_tells_what_was_learnt(cell: SearchSpace) ->
     searcher = make(make_problem(cell), etas=[0.3], epochs=3, epochs_per_ask=3)
     archs = searcher.ask(8)
     assert len(archs) == 3
-    assert archs[0] == next(arch for arch in snas.most_probable(searcher.probs().log()) if cell.graph(arch))
+    assert archs[0] == next(arch for arch in distribution.most_probable(searcher.probs().log()) if cell.graph(arch))
     assert searcher.log.keys() == {"eta", "epoch", "temperature", "entropy", "expected_macs", "sampled_loss", "sampled_accuracy"}
     assert (searcher.log["eta"], searcher.log["epoch"]) == (0.3, 3)
     assert searcher.log["temperature"] == pytest.approx(snas.anneal(2, 3, 1.0, 0.03))
     assert searcher.log["expected_macs"] == pytest.approx(float(searcher.cost(searcher.probs())))
     assert 0 < searcher.log["entropy"] <= math.log(5)
+
+
+def test_a_softmax_mixture_trains_every_operator_alike_in_every_epoch(cell: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn: what the supernet is given is the distribution itself, and the cost is that of samples."""
+    given = []
+    searcher = make(make_problem(cell), etas=[0.5], epochs=2, relaxation="softmax")
+    real = searcher.shared.supernet.forward
+    monkeypatch.setattr(
+        searcher.shared.supernet, "forward", lambda images, probs: (given.append((probs, searcher.probs())), real(images, probs))[1]
+    )
+    searcher.ask(1)
+    assert given
+    for probs, distribution_ in given:
+        torch.testing.assert_close(probs.detach(), distribution_)
 
 
 def test_every_eta_is_a_search_of_its_own(cell: SearchSpace) -> None:
@@ -497,7 +491,7 @@ def test_a_distribution_beyond_the_budget_still_gives_feasible_children(
     cell: SearchSpace, looked_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The most probable of what keeps the budget; where that is too improbable to be found, the repaired argmax."""
-    monkeypatch.setattr(snas, "_MOST_PROBABLE", looked_at)
+    monkeypatch.setattr(distribution, "_MOST_PROBABLE", looked_at)
     costs = CostModel(cell, resources.macs)
     budget = float(costs.of([(1, 1, 1, 1, 1, 1)])[0]) * 1.2
     searcher = make(make_problem(cell, budgets={"macs": budget}), samples=6)
@@ -507,9 +501,9 @@ def test_a_distribution_beyond_the_budget_still_gives_feasible_children(
     assert float(costs.of([(3,) * 6])) > budget
     searcher.logits.data += 0.1 * torch.randn(searcher.logits.shape, generator=generator())
     log_probs = searcher.probs().log()
-    best = next(arch for arch in snas.most_probable(log_probs) if cell.graph(arch) and float(costs.of([arch])) <= budget)
+    best = next(arch for arch in distribution.most_probable(log_probs) if cell.graph(arch) and float(costs.of([arch])) <= budget)
     archs = searcher._children()
-    assert archs[0] == (best if looked_at == 4096 else snas.repaired(searcher.problem, (3,) * 6, log_probs))
+    assert archs[0] == (best if looked_at == 4096 else distribution.repaired(searcher.problem, (3,) * 6, log_probs))
     assert float(costs.of(archs).max()) <= budget
     assert len(archs) == (6 if looked_at == 4096 else 1)
 
@@ -566,8 +560,9 @@ def test_the_resource_is_the_first_cost_objective_unless_named(cell: SearchSpace
     ("options", "message"),
     [
         ({"resource": "mac"}, "nothing gives the resource 'mac'; did you mean 'macs'"),
-        ({"resource": "peak_mb"}, "peak_mb is not a sum over operators and has no 'exact' estimator; set estimator: score"),
-        ({"resource": "peak_mb", "estimator": "reparam"}, "has no 'reparam' estimator"),
+        ({"resource": "peak_mb"}, "peak_mb of nasbench201 has no expectation, and so no 'exact' estimator; set estimator: score"),
+        ({"resource": "peak_mb", "estimator": "reparam"}, "and so no 'reparam' estimator"),
+        ({"relaxation": "softmax", "estimator": "score"}, "a softmax mixture has no samples for a 'score' estimator; set estimator: exact"),
         ({"estimator": "guess"}, "estimator: input should be 'exact', 'reparam' or 'score', but got 'guess'"),
         ({"etas": []}, "etas"),
         ({"etas": [-1.0]}, "etas.*greater than or equal to 0"),

@@ -50,7 +50,7 @@ def as_published(op: OpSpec) -> int:
     ],
 )
 def test_published_counts(layers_: int, growths: tuple[int, ...], operations: str, params: str) -> None:
-    """CondenseNet-50 to -182, in 10^6 (the name counts two convolutions a layer, the stem and the linear layer; -182 is given as 513 and 4.2)."""
+    """CondenseNet-50 to -182, in 10^6 (the name counts two convolutions a layer, the stem and the linear layer)."""
     space = load_space("condensenet", {"stages": [layers_], "growths": sorted(set(growths))})
     network = space.lower([choice for growth in range(3) for choice in (0, growth)])
     assert f"{sum(map(as_published, network)) / 1e6:.1f}" == operations
@@ -59,7 +59,7 @@ def test_published_counts(layers_: int, growths: tuple[int, ...], operations: st
 
 def test_the_published_one_of_the_candidates(space: SearchSpace) -> None:
     network = space.lower(space.parse("b1.stage=14 b1.growth=8 b2.stage=14 b2.growth=16 b3.stage=14 b3.growth=32"))
-    assert [op.kind for op in network] == ["stem_conv", *["condense_layer"] * 14, "avg_pool"] + (
+    assert [op.kind for op in network] == ["conv", *["condense_layer"] * 14, "avg_pool"] + (
         ["condense_layer"] * 14 + ["avg_pool"] + ["condense_layer"] * 14 + ["bn_relu_classifier"]
     )
     assert sum(map(as_published, network)) == 65_816_384
