@@ -135,12 +135,13 @@ class Problem:
         return ends[int(self.costs[metric].of(ends).argmax())]
 
     def _ascend(self, arch: Architecture, cost: Cost) -> Architecture:
+        value = float(cost.of([arch])[0])
         while True:
             near = [candidate for candidate in self._near(arch) if self.space.graph(candidate)]
             costs = np.where(self.feasible(near), cost.of(near).numpy(), -np.inf)
-            if costs.max() <= float(cost.of([arch])[0]):
+            if costs.max() <= value:  # the value that it was found with: sums of another batch are rounded otherwise
                 return arch
-            arch = near[int(costs.argmax())]
+            arch, value = near[int(costs.argmax())], float(costs.max())
 
     def walk(self, arch: Architecture, rng: np.random.Generator, steps: int = 0) -> Architecture:
         """Random changes of single slots from a feasible `arch`, each kept if the budgets still hold (default: 4 a slot)."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
 from hwnas import resources
 from hwnas.cost import Cost, CostModel, PeakMemory, Uncertainty
@@ -13,7 +15,7 @@ from hwnas.errors import BudgetError, ConfigError
 from hwnas.evaluate import Objective
 from hwnas.op import OpSpec
 from hwnas.searcher import Problem, dominating
-from hwnas.space import SearchSpace, Site, Slot, load_space
+from hwnas.space import Architecture, SearchSpace, Site, Slot, load_space
 
 ERROR = (Objective("error"),)
 
@@ -157,3 +159,15 @@ def test_without_budgets_every_architecture_keeps_them_and_the_ends_of_a_front_a
     problem = Problem(space, (Objective("latency_ms"),), {"latency_ms": latency})
     assert problem.anchor == latency.cheapest()
     assert float(latency.of([problem.costliest("latency_ms")])[0]) > float(latency.of([problem.anchor])[0])
+
+
+def test_the_costliest_is_found_where_sums_of_another_batch_are_rounded_otherwise(diamond: SearchSpace) -> None:
+    """Compared with a batch of one, the network itself would seem to be dearer than it is, time after time."""
+
+    class Rounded(CostModel):
+        def of(self, archs: torch.Tensor | Sequence[Architecture]) -> torch.Tensor:
+            return super().of(archs) * (1 + 1e-15 * (len(archs) > 1))
+
+    cost = Rounded(diamond, resources.macs, metric="macs")
+    costs = cost.of(list(diamond.all()))
+    assert float(cost.of([Problem(diamond, ERROR, {"macs": cost}).costliest("macs")])[0]) == pytest.approx(float(costs.max()))
