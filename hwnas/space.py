@@ -282,8 +282,10 @@ class SearchSpace:
             self._identities[key] = certificate([site for site, computes in self._resolved(key) if computes], self.input, self.output)
         return self._identities[key]
 
-    swaps: ClassVar[tuple[tuple[tuple[int, int], ...], ...]] = ()
-    """Pairs of slots whose choices, all changed over at once, may leave the network what it is."""
+    @property
+    def swaps(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Pairs of slots whose choices, all changed over at once, may leave the network what it is."""
+        return ()
 
     def twins(self, arch: Architecture) -> list[Architecture]:
         """Other choices that make the same network, one for each of `swaps` that leaves it what it is."""

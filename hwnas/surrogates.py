@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch._dynamo  # an optimiser's first step would import it, seconds of somebody's ask
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor, nn

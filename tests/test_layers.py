@@ -133,7 +133,7 @@ def test_a_concatenation_stands_in_the_order_of_its_inputs() -> None:
 
 
 def test_a_learned_group_convolution_reads_its_channels_by_index() -> None:
-    module = layers.build(OpSpec("learned_group_conv", 8, 4, 2, 2, groups=2))
+    module = layers.finished(layers.build(OpSpec("learned_group_conv", 8, 4, 2, 2, groups=2)))
     index, convolution, _ = module.children()
     assert isinstance(index, layers.ChannelIndex) and isinstance(convolution, nn.Conv2d)
     assert index.index.tolist() == [0, 2, 4, 6, 1, 3, 5, 7]

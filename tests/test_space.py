@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hwnas import plugins
 from hwnas.cost import CostModel
 from hwnas.errors import ConfigError, SpaceError
 from hwnas.network import Network
@@ -316,3 +317,7 @@ def test_twins_are_the_same_network_written_otherwise() -> None:
     assert space.twins((2, 3, 0, 1, 4, 2)) == [(3, 2, 0, 1, 2, 4)]
     assert space.twins((2, 3, 1, 1, 4, 2)) == []  # one node reads the other
     assert space.twins((2, 2, 0, 1, 4, 4)) == []  # nothing changes
+    cells = load_space("enas_micro", plugins.load("spaces", "enas_micro").small)
+    rng = np.random.default_rng(0)
+    arch = next(arch for arch in iter(lambda: cells.random(rng), ()) if arch[:2] != arch[2:4])
+    assert (*arch[2:4], *arch[:2], *arch[4:]) in cells.twins(arch)

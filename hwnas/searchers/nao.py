@@ -60,7 +60,7 @@ class NAO(Searcher):
         new: Positive = 24,
         seeds: Positive = 32,
         pool: Positive | None = None,
-        steps: Positive = 40,
+        steps: Positive = 25,
         batch_size: Positive = 128,
         cost_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)] = [0.0, 0.3, 1.0, 3.0],  # noqa: B006
         eta_max: Positive = 50,

@@ -177,6 +177,11 @@ class ENASMicro(SearchSpace):
         ]
         super().__init__((channels, input_size, input_size), classes, tuple(slots), tuple(sites))
 
+    @property
+    def swaps(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """The two branches of each node."""
+        return tuple(((slot, slot + 2), (slot + 1, slot + 3)) for slot in range(0, len(self.slots), 2 * len(BRANCHES)))
+
     def chosen(self, arch: Architecture) -> list[int]:
         """The sites whose decisions hold, without the projections of what some node reads."""
         per_cell = 2 * len(BRANCHES) * self.nodes

@@ -36,7 +36,6 @@ class NASBench201(SearchSpace):
     """The published space with `cells` = 5 a stage, `width` = 16 and 32x32 images; smaller ones for experiments."""
 
     small: ClassVar[dict[str, Any]] = {"input_size": 16, "width": 4, "cells": 1}
-    swaps = (((0, 1), (4, 5)),)  # nodes 1 and 2, which are alike where nothing leads from one to the other
 
     def __init__(
         self,
@@ -69,6 +68,11 @@ class NASBench201(SearchSpace):
         head = OpSpec("bn_relu_classifier", width, classes, side, side, stride=side)
         sites.append(Site(head, (node,), "output"))
         super().__init__((channels, input_size, input_size), classes, slots, tuple(sites))
+
+    @property
+    def swaps(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """Nodes 1 and 2, which are alike where nothing leads from one to the other."""
+        return (((0, 1), (4, 5)),)
 
     def describe(self, arch: tuple[int, ...] | list[int]) -> str:  # type: ignore[override]
         """The published architecture string, e.g. `|avg_pool_3x3~0|+|...`."""

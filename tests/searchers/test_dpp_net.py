@@ -134,7 +134,8 @@ def test_a_perfect_surrogate_finds_the_true_front_of_an_additive_toy(monkeypatch
     slots = np.arange(5)
 
     def true_error(archs: NDArray[np.int64]) -> NDArray[np.float64]:
-        return 1 - worth[slots, archs].sum(1) / 5
+        found: NDArray[np.float64] = 1 - worth[slots, archs].sum(1) / 5
+        return found
 
     costs = CostModel(
         space, lambda op: price[op.dilation - 1, (op.kernel - 1) // 2] if op.c_in == 4 == op.c_out else 0.0, metric="latency_ms"
