@@ -218,11 +218,15 @@ def test_a_search_without_data_and_device_ends_with_the_front_of_what_was_looked
     assert front["basis"] == "tabulated"
     values = np.array([[trial.values["error"], trial.values["latency_ms"]] for trial in trials])
     assert sorted(member["values"]["error"] for member in front["members"]) == sorted(values[nondominated(values), 0])
-    assert all(path.exists() for path in report_run(run))
     with pytest.raises(HwnasError, match="nothing was trained, so there is nothing to export"):
         export_run(run)
     again = run_search(run.experiment, run.folder)
     assert front_of(again) == front
+
+
+@pytest.mark.slow
+def test_its_report_is_drawn(config: dict[str, Any]) -> None:
+    assert all(path.exists() for path in report_run(run_search(load_experiment("bench.yaml"), Path("run"))))
 
 
 def test_profiling_it_makes_no_sense(config: dict[str, Any]) -> None:
