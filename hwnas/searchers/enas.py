@@ -282,10 +282,10 @@ class ENAS(ControllerSearcher):
             archs = self.unasked(self.drawn(torch.full((self.samples,), turn), generator), self.samples)
             with torch.random.fork_rng([]):  # networks of their own are built, which draws weights
                 scores = [self.shared.score(arch, int(torch.randint(2**62, (), generator=generator)))["accuracy"] for arch in archs]
-            quality = torch.tensor(scores)
+            quality = torch.tensor(scores, dtype=torch.float32)
             if self.learning.scale == "rank" and archs:
                 quality = share_below(self.scores, quality)
-            costs = self.known(torch.tensor(archs).reshape(-1, self.archs.shape[1]), torch.ones_like(self.free))
+            costs = self.known(torch.tensor(archs, dtype=torch.int64).reshape(-1, self.archs.shape[1]), torch.ones_like(self.free))
             rewards = scalarised(weights.expand(len(archs), -1), quality, costs)
             ranked.append([archs[i] for i in rewards.argsort(descending=True, stable=True)[: max(1, self.samples // 4)]])
         return (arch for archs in zip_longest(*ranked) for arch in archs if arch is not None)

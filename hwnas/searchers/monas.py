@@ -115,7 +115,11 @@ class MONAS(ControllerSearcher):
     def promising(self, archs: Sequence[Architecture]) -> NDArray[np.bool_]:
         """What earns nothing is not worth an evaluation."""
         worth = super().promising(archs)
-        return worth & (self._over(torch.tensor(archs)) <= 0).numpy() if self.reward == "cost_constraint" else worth
+        return (
+            worth & (self._over(torch.tensor(archs, dtype=torch.int64).reshape(-1, self.archs.shape[1])) <= 0).numpy()
+            if self.reward == "cost_constraint"
+            else worth
+        )
 
     @property
     def hard(self) -> bool:
