@@ -65,7 +65,8 @@ class Task:
     @property
     def tight_front(self) -> Floats:
         front = self.front
-        return front[front[:, 0] <= front[:, 0].min() + TIGHT]
+        tight: Floats = front[front[:, 0] <= front[:, 0].min() + TIGHT]
+        return tight
 
 
 @cache

@@ -57,12 +57,25 @@ class Problem:
             cost = self.costs[metric]
             arch = cost.cheapest()
             bound = float(cost.upper([arch], self.confidence)[0])
+            if bound > limit:  # the least bound need not be that of the least cost
+                arch, bound = self._least_bound(cost, arch, bound)
             if bound > limit:
                 raise BudgetError(
                     f"the budget {metric}={limit:g} cannot be met: the cheapest architecture of {self.space.name} "
                     f"({self.space.describe(arch)}) needs up to {bound:.4g}, most of it for {dominating(cost, arch)}; "
                     f"raise the budget to at least {bound:.4g} or choose a smaller space"
                 )
+
+    def _least_bound(self, cost: Cost, arch: Architecture, bound: float) -> tuple[Architecture, float]:
+        """The least upper bound: of all networks where they are few, else by changes of single slots."""
+        while True:
+            few = self.space.size <= ENUMERABLE
+            near = [candidate for candidate in (self.space.all() if few else self._near(arch)) if self.space.graph(candidate)]
+            bounds = cost.upper(near, self.confidence)
+            least = int(bounds.argmin())
+            if float(bounds[least]) >= bound:
+                return arch, bound
+            arch, bound = near[least], float(bounds[least])
 
     def feasible(self, archs: Sequence[Architecture]) -> NDArray[np.bool_]:
         """Which architectures keep every budget by their upper bound."""

@@ -255,9 +255,10 @@ def test_who_cannot_serve_is_named_and_left_out(small: Experiment, tmp_path: Pat
 
 
 def test_numbers_that_cannot_be_meant(small: Experiment, tmp_path: Path) -> None:
-    for options in ({"seeds": 0}, {"budget": 0}, {"jobs": 0}):
-        with pytest.raises(ConfigError, match=f"{next(iter(options))} must be at least 1, but is 0"):
-            compare(small, ["random"], tmp_path / "out", **options)
+    for name in ("seeds", "budget", "jobs"):
+        numbers: dict[str, Any] = {name: 0}
+        with pytest.raises(ConfigError, match=f"{name} must be at least 1, but is 0"):
+            compare(small, ["random"], tmp_path / "out", **numbers)
     with pytest.raises(BudgetError, match="cannot be met"):
         compare(small.model_copy(update={"budgets": {"latency_ms": 1e-9}}), ["random"], tmp_path / "out")
     Path("bench.npz").unlink()

@@ -17,7 +17,7 @@ SIZES = (2, 3, 2, 3)
 ASSIGNMENTS = list(itertools.product(*map(range, SIZES)))
 
 
-def tabulated(diagrams: Diagrams, function: int) -> np.ndarray:  # type: ignore[type-arg]
+def tabulated(diagrams: Diagrams, function: int) -> np.ndarray:
     return Evaluation(diagrams, [function]).at(torch.tensor(ASSIGNMENTS))[:, 0].numpy()
 
 

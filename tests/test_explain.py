@@ -115,7 +115,7 @@ def test_a_policy_without_a_choice_left_is_explained_too(diamond: SearchSpace) -
     controller = controller_of(diamond, 1.0)
     with torch.no_grad():
         for head in controller.heads.values():
-            head.bias[0] = 100.0  # type: ignore[union-attr,operator]
+            head.bias[0] = 100.0  # type: ignore[operator]
     found = explain(diamond, controller, 0, [1.0], {}, torch.Generator().manual_seed(0))
     assert found.entropy == pytest.approx(0, abs=1e-6)
     assert found.correlations == {"slots": None, "sites": None, "depth": None}

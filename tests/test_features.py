@@ -56,7 +56,7 @@ def test_a_cell_s_paths_are_those_of_an_enumeration(cell: SearchSpace) -> None:
 
 
 def test_isomorphic_cells_have_equal_features_and_others_do_not(cell: SearchSpace) -> None:
-    archs = [(2, 3, 0, 1, 4, 2), (3, 2, 0, 1, 2, 4), (3, 2, 0, 1, 4, 2)]
+    archs: list[tuple[int, ...]] = [(2, 3, 0, 1, 4, 2), (3, 2, 0, 1, 2, 4), (3, 2, 0, 1, 4, 2)]
     found = described(cell, archs)
     assert cell.identity(archs[0]) == cell.identity(archs[1]) != cell.identity(archs[2])
     for group in ("counts", "paths", "orders"):

@@ -92,7 +92,7 @@ def test_loss_is_the_likelihood_and_the_prior_and_its_gradient_the_numerical_one
 def test_fitting_finds_the_group_that_matters() -> None:
     rng = np.random.default_rng(3)
     groups = [(rng.normal(size=(60, 2)) / 2).astype(np.float32) for _ in range(3)]
-    values = np.sin(3 * groups[1][:, 0].astype(np.float64)) + groups[1][:, 1]
+    values = (np.sin(3 * groups[1][:, 0]) + groups[1][:, 1]).astype(np.float64)
     told = [group[:45] for group in groups]
     process = GaussianProcess(3)
     process.fit(distances(told, told), values[:45])

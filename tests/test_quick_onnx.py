@@ -59,7 +59,7 @@ def test_kinds_that_a_space_may_have(key: str) -> None:
 class Joined(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.together = layers.Concat()
+        self.together = layers.Concat(9)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.together(x, torch.cat((x, x), 1))

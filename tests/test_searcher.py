@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hwnas import resources
 from hwnas.cost import Cost, CostModel, PeakMemory, Uncertainty
@@ -171,3 +173,19 @@ def test_the_costliest_is_found_where_sums_of_another_batch_are_rounded_otherwis
     cost = Rounded(diamond, resources.macs, metric="macs")
     costs = cost.of(list(diamond.all()))
     assert float(cost.of([Problem(diamond, ERROR, {"macs": cost}).costliest("macs")])[0]) == pytest.approx(float(costs.max()))
+
+
+def test_a_budget_between_the_bounds_of_the_cheapest_and_the_surest_can_be_met(diamond: SearchSpace) -> None:
+    """The cheapest network may be the one that least is known of."""
+    arch = CostModel(diamond, lambda op: 1.0).cheapest()
+    others = [other for other in diamond.all() if diamond.graph(other)]
+
+    class Doubtful(CostModel):
+        def upper(self, archs: Any, confidence: float = 0.95) -> Tensor:
+            rows = [tuple(row) for row in torch.as_tensor(archs).reshape(-1, 2).tolist()]
+            return self.of(archs) + torch.tensor([10.0 if diamond.identity(row) == diamond.identity(arch) else 0.0 for row in rows])
+
+    doubtful = Doubtful(diamond, lambda op: 1.0)
+    limit = float(doubtful.upper(others).min())
+    assert limit < float(doubtful.upper([arch]))
+    assert float(doubtful.upper([Problem(diamond, ERROR, {"macs": doubtful}, {"macs": limit}).anchor])) <= limit

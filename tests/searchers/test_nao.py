@@ -181,7 +181,7 @@ def test_augmentation_brings_the_predictions_of_twins_together(monkeypatch: pyte
     twins = [space.twins(arch)[0] for arch in archs]
     spreads = []
     for swaps in (space.swaps, ()):
-        monkeypatch.setattr(type(space), "swaps", property(lambda self, swaps=swaps: swaps))
+        monkeypatch.setattr(type(space), "swaps", property(lambda _, swaps=swaps: swaps))  # type: ignore[misc]
         of_seed = []
         for seed in range(2):
             costs: dict[str, Cost] = {"latency_ms": CostModel(space, lambda op: 0.1 + float(op.kernel), metric="latency_ms")}

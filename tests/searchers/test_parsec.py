@@ -279,7 +279,7 @@ def test_the_online_softmax_gives_the_posterior_mean_gradient() -> None:
     inputs, labels = torch.randn(5, 20, 3, generator=generator()), torch.randint(4, (20,), generator=generator())
     losses = [functional.cross_entropy(layer(3 * x), labels) for x in inputs]
     omega = (-20.0 * torch.stack([*losses, torch.tensor(1.5)]).detach()).softmax(0)
-    wanted = torch.autograd.grad(sum(w * loss for w, loss in zip(omega, losses, strict=False)), list(layer.parameters()))  # type: ignore[arg-type]
+    wanted = torch.autograd.grad(sum(w * loss for w, loss in zip(omega, losses, strict=False)), list(layer.parameters()))
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
         layer.zero_grad()
         again = [functional.cross_entropy(layer(3 * inputs[i]), labels) for i in order]

@@ -411,9 +411,12 @@ def test_a_softmax_mixture_trains_every_operator_alike_in_every_epoch(cell: Sear
     given = []
     searcher = make(make_problem(cell), etas=[0.5], epochs=2, relaxation="softmax")
     real = searcher.shared.supernet.forward
-    monkeypatch.setattr(
-        searcher.shared.supernet, "forward", lambda images, probs: (given.append((probs, searcher.probs())), real(images, probs))[1]
-    )
+
+    def forward(images: Tensor, probs: Tensor) -> Tensor:
+        given.append((probs, searcher.probs()))
+        return real(images, probs)
+
+    monkeypatch.setattr(searcher.shared.supernet, "forward", forward)
     searcher.ask(1)
     assert given
     for probs, distribution_ in given:
