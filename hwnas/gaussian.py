@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
 Floats = NDArray[np.float64]
@@ -53,7 +53,7 @@ class GaussianProcess:
         """Minus the logarithm of likelihood and prior of standardised values (but for a constant), and its gradient."""
         weights, amplitude, noise = np.exp(theta[:-2]), math.exp(theta[-2]), math.exp(theta[-1])
         shape, slope = _matern(np.tensordot(weights, squared, 1))
-        factor = cho_factor(amplitude * shape + (noise + _JITTER) * np.eye(len(values)), lower=True)
+        factor = _factor(amplitude * shape + (noise + _JITTER) * np.eye(len(values))), True
         alpha = cho_solve(factor, values)
         inner = np.outer(alpha, alpha) - cho_solve(factor, np.eye(len(values)))
         off = (theta - self._prior) / self._spread
@@ -67,7 +67,7 @@ class GaussianProcess:
         amplitude, noise = math.exp(self.theta[-2]), math.exp(self.theta[-1])
         scaled, mean, deviation = _standardised(values)
         told = self.kernel(between).astype(np.float64) + (noise + _JITTER) * np.eye(len(values))
-        factor = cholesky(told, lower=True)
+        factor = _factor(told)
         towards = self.kernel(across)
         weights = cho_solve((factor, True), scaled).astype(np.float32)
         explained = solve_triangular(factor.astype(np.float32), towards.T, lower=True, check_finite=False)
@@ -121,6 +121,17 @@ def _matern(squared: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArra
     root = np.sqrt(5 * squared)
     decay = np.exp(-root)
     return (1 + root + root * root / 3) * decay, -5 / 6 * (1 + root) * decay
+
+
+def _factor(covariance: Floats) -> Floats:
+    """The lower Cholesky factor; the diagonal is raised until there is one: distances in single precision can make a kernel indefinite."""
+    mean = covariance.diagonal().mean()
+    for raised in (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0):
+        try:
+            return np.asarray(cholesky(covariance + raised * mean * np.eye(len(covariance)), lower=True))
+        except np.linalg.LinAlgError:
+            continue
+    return np.asarray(cholesky(covariance + len(covariance) * covariance.max() * np.eye(len(covariance)), lower=True))
 
 
 def _standardised(values: Floats) -> tuple[Floats, float, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from hwnas.errors import SpaceError, nearest
@@ -221,6 +221,12 @@ def finished(module: nn.Module) -> nn.Module:
     deployed = copy.copy(module)
     deployed._modules = {name: None if part is None else finished(part) for name, part in module._modules.items()}
     return deployed
+
+
+@fx.wrap
+def nothing(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Zeros of that shape (channels, height, width) for each of the images: what a dead node's readers get."""
+    return images.new_zeros(images.shape[0], *shape)
 
 
 class Concat(nn.Module):

@@ -35,7 +35,7 @@ def execute(
     computed: dict[tuple[object, ...], Tensor] = {}
     for i in indices:
         site = space.sites[i]
-        inputs = [values[n] if n in values else images.new_zeros(images.shape[0], *space.node_shape(n)) for n in site.inputs]
+        inputs = [values[n] if n in values else layers.nothing(images, space.node_shape(n)) for n in site.inputs]
         known = (site.op, *map(id, inputs))
         if site.op.kind == IDENTITY:
             out = inputs[0]

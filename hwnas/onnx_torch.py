@@ -226,7 +226,19 @@ def _hard_sigmoid(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.
     return reader.call(torch.clamp, reader.call(operator.add, scaled, options.get("beta", 0.5)), 0.0, 1.0)
 
 
+def _shape(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    first, last = options.get("start", 0), options.get("end")
+    return reader.call(lambda x: torch.tensor(x.shape[first:last]), *reader.inputs(node))
+
+
+def _constant_of_shape(reader: Reader, node: onnx.NodeProto, options: Options) -> fx.Node:
+    value = numpy_helper.to_array(options["value"]).item() if "value" in options else 0.0
+    return reader.call(lambda shape: torch.full(shape.tolist(), value), *reader.inputs(node))
+
+
 RULES: dict[str, Rule] = {
+    "ConstantOfShape": _constant_of_shape,
+    "Shape": _shape,
     "Add": _direct(operator.add),
     "AveragePool": _avg_pool,
     "BatchNormalization": _batch_norm,

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from torch import fx, nn
 
 from hwnas.errors import SpaceError
-from hwnas.layers import ChannelIndex, ChannelShuffle, Concat, Crop, finished
+from hwnas.layers import ChannelIndex, ChannelShuffle, Concat, Crop, finished, nothing
 
 OPSET = 18
 Rule = Callable[..., str]
@@ -219,6 +219,8 @@ def quick_onnx(module: nn.Module, shape: tuple[int, ...], batch: int = 1, out_sh
             names[node] = RULES[type(layer)](graph, layer, *(names[argument] for argument in node.args))
         elif node.op == "call_function" and node.target in FUNCTIONS and all(argument in names for argument in node.args):
             names[node] = graph.add(FUNCTIONS[node.target], [names[argument] for argument in node.args])
+        elif node.op == "call_function" and node.target is nothing:
+            names[node] = graph.constant(np.zeros((batch, *node.args[1]), np.float32))
         elif node.op == "call_function" and node.target is torch.cat and node.args[1:] == (1,):
             names[node] = graph.add("Concat", [names[argument] for argument in node.args[0]], axis=1)
         elif node.op == "output":

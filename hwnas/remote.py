@@ -321,7 +321,13 @@ class RemoteWorker(Handle):
     def _put(self, data: bytes) -> None:
         if self._process is None:
             raise _LostError("not connected")
-        self._thread.run(_sent(self._process, data), 600)
+        try:
+            self._thread.run(_sent(self._process, data), 600)
+        except _LostError:
+            self._thread.run(self._process.wait_closed(), 20)
+            if self._process.exit_status is None and self._process.exit_signal is None:
+                raise
+            # it has ended by itself: whoever reads its answer finds out how
 
     def _read(self, timeout_s: float) -> Any:
         """The next answer as it came."""

@@ -67,7 +67,7 @@ def refused(tiny: Path, local_fingerprint: dict[str, str], monkeypatch: pytest.M
         ("profile cpu-3t tiny.yaml", ["'cpu-3t'", "did you mean"]),
         ("table check cpu-9t", ["'cpu-9t'", "did you mean"]),
         ("search tiny.yaml space.name=nasbench200", ["'nasbench200'", "'nasbench201'"]),
-        ("search tiny.yaml searcher.name=nsga3", ["'nsga3'", "'nsga2'"]),
+        ("search tiny.yaml searcher.name=nsga9", ["'nsga9'", "'nsga"]),
         ("search tiny.yaml evaluator.name=shard", ["'shard'", "'shared'"]),
         ("search tiny.yaml exporter.name=onx", ["'onx'", "'onnx'"]),
         ("search tiny.yaml data.name=digit", ["'digit'", "'digits'"]),

@@ -108,3 +108,18 @@ def test_equal_values_are_no_trouble(groups: Groups) -> None:
     found = process.posterior(between, between, np.full(14, 2.0))
     np.testing.assert_allclose(found.mean, 2.0)
     assert np.isfinite(found.deviation).all()
+
+
+def test_networks_that_single_precision_cannot_tell_apart_are_no_obstacle() -> None:
+    """Far from the origin squared distances are rounded so much that the kernel is not positive definite any more."""
+    rng = np.random.default_rng(0)
+    groups = [(300 + 0.01 * rng.normal(size=(80, 3))).astype(np.float32)]
+    between = distances(groups, groups)
+    process = GaussianProcess(1)
+    process.theta = np.array([4.0, 3.0, -12.0])
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(process.kernel(between).astype(np.float64) + (np.exp(-12.0) + 1e-6) * np.eye(80))
+    values = rng.normal(size=80)
+    assert np.isfinite(process.loss(process.theta, between.astype(np.float64), values)[0])
+    assert np.isfinite(process.posterior(between, between, values).mean).all()
+    process.fit(between, values)

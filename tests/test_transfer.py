@@ -241,6 +241,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arg
     return code, *capfd.readouterr()
 
 
+@pytest.mark.slow
 def test_a_search_on_a_transferred_table(
     tiny: Path, fixed_tables: Path, local_fingerprint: dict[str, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

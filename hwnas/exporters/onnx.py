@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import onnx
 import torch
@@ -38,14 +38,14 @@ class ONNX:
         Raises:
             ExportError: torch cannot export a layer, or only for one batch size or another opset.
         """
-        folded = fold_batch_norm(network)
+        folded = fold_batch_norm(cast(Network, finished(network)))  # what has its last form, for folding changes weights
         images = torch.zeros(2, *network.space.input_shape)
         batch = torch.export.Dim(BATCH_AXIS, min=1)
         what = f"{network.space.describe(network.arch)} of {network.space.name}"
         try:
             with _quiet():
                 program = torch.onnx.export(
-                    finished(folded), (images,), dynamo=True, input_names=[network.space.reads], output_names=[OUTPUT],
+                    folded, (images,), dynamo=True, input_names=[network.space.reads], output_names=[OUTPUT],
                     dynamic_shapes=({0: batch},),
                     opset_version=self._opset, external_data=False, verbose=False,
                 )  # fmt: skip

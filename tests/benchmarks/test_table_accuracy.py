@@ -31,6 +31,7 @@ def test_every_method_predicts_from_the_same_probes() -> None:
     assert accuracy["ours"].mape < accuracy["least_squares_on_indicators"].mape
 
 
+@pytest.mark.slow
 def test_a_device_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_accuracy, "load_space", lambda name: load_space(name, SMALL))
     arguments = ["--devices", "cpu-1t", "--spaces", "nasbench201", "--probes", "10", "--networks", "6", "--tables", str(tmp_path)]

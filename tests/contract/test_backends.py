@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from hwnas import plugins
@@ -11,6 +12,8 @@ from hwnas.measure import Protocol, measure
 from hwnas.profile import chains, network_onnx, reference_onnx
 from hwnas.space import load_space
 
+QUICK_SPACES = ("mobilenet_v2", "darts")
+"""What `make test` runs on every backend; `make slow` runs all spaces."""
 USABLE = [entry.name for entry in plugins.listing("backends") if not entry.missing]
 QUICK = Protocol(rounds=2, most_rounds=2, visit_ms=0.2, fewest_runs=2, most_runs=4)
 
@@ -39,12 +42,14 @@ def test_fingerprint_names_runtime_and_version(device: Device) -> None:
     assert all(isinstance(value, str) and "\n" not in value for value in found.values())
 
 
-@pytest.mark.parametrize("name", plugins.names("spaces"))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK_SPACES else pytest.mark.slow) for name in plugins.names("spaces")]
+)
 def test_runs_every_operator_and_a_network(device: Device, name: str) -> None:
     space = load_space(name, dict(plugins.load("spaces", name).small))
     backend = load_backend(device)
     models = [model for op in space.operators() for model in chains(op)[:2]]
-    arch = next(arch for arch in space.all() if space.graph(arch))
+    arch = space.random(np.random.default_rng(0))
     for model in [*models, network_onnx(space, arch)]:
         executable = backend.compile(model)
         assert isinstance(executable, Executable)

@@ -151,9 +151,9 @@ def test_asks_valid_architectures_at_most_n_each_network_once(pair: tuple[str, S
 
 def test_the_same_seed_asks_the_same_and_another_seed_does_not(pair: tuple[str, SearchSpace]) -> None:
     name, space = pair
-    once, again, other = (drive(make(name, make_problem(space), seed)) for seed in (0, 0, 1))
+    once, again = (drive(make(name, make_problem(space), 0)) for _ in range(2))
     assert once == again
-    assert once != other
+    assert any(drive(make(name, make_problem(space), seed)) != once for seed in (1, 2, 3, 4))
 
 
 def test_randomness_comes_from_the_given_generator_only(pair: tuple[str, SearchSpace]) -> None:

@@ -220,7 +220,9 @@ def test_the_density_is_one(diamond: SearchSpace) -> None:
 
 
 def test_fact_3_descent_on_exact_lowers_the_expected_cost_at_every_step(space: SearchSpace) -> None:
-    cost = CostModel(space, resources.macs)
+    cost = CostModel(space, lambda op: resources.macs(op) + sum(map(ord, op.kind)))  # all steps of a recurrent cell have as many MACs
+    if not cost.expects:
+        pytest.skip(f"{space.name} has no expected cost")
     scale = float(cost(choice_mask(space) / choice_mask(space).sum(-1, keepdim=True)))
     logits = random_logits(space).double()
     expected = []
@@ -346,6 +348,8 @@ def test_the_temperature_falls_linearly() -> None:
 
 
 def test_samples_are_distributions_and_padding_is_never_drawn(space: SearchSpace) -> None:
+    if not space.expectable:
+        pytest.skip(f"the networks of {space.name} cannot be mixed")
     mask = choice_mask(space)
     logits = random_logits(space)
     for temperature in (1.0, 0.03, 1e-3):
