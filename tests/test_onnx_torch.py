@@ -51,7 +51,7 @@ def same(model: bytes) -> None:
         np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-4, atol=1e-5)
 
 
-def filled(value: float | None, **attributes: int) -> bytes:
+def filled(value: float | None, **attributes: Any) -> bytes:
     """A tensor as large as the input is along some axes, filled with one number."""
     tensor = {} if value is None else {"value": numpy_helper.from_array(np.array([value], np.float32))}
     nodes = [helper.make_node("Shape", ["x"], ["s"], **attributes), helper.make_node("ConstantOfShape", ["s"], ["y"], **tensor)]
