@@ -365,7 +365,7 @@ def test_faults_of_a_graph() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["a"], name="conv"),
         helper.make_node("BatchNormalization", ["a", "scale", "bias", "mean", "var"], ["b"], name="norm"),
-        helper.make_node("Relu", ["a"], ["c"], name="dead"),
+        helper.make_node("Relu", ["x"], ["c"], name="dead"),
         helper.make_node("Sigmoid", ["scale"], ["d"], name="unfed"),
         helper.make_node("Mul", ["b", "d"], ["y"], name="product"),
     ]
@@ -376,3 +376,6 @@ def test_faults_of_a_graph() -> None:
         "the BatchNormalization norm is not folded into the Conv conv",
         "the input does not feed the Sigmoid unfed",
     ]
+    read_twice = helper.make_node("Add", ["a", "b"], ["y"], name="sum")
+    graph = helper.make_graph([*nodes[:2], read_twice], "g", values[:1], values[1:], [kernel, *ones[:4]])
+    assert graph_faults(helper.make_model(graph)) == []  # the convolution is also read as it is
