@@ -209,10 +209,14 @@ class Referee:
         Raises:
             HwnasError: it cannot serve the experiment; why.
         """
-        name = entry.searcher.name
-        problem = self.problem(plugins.load("searchers", name).needs_shared_weights, seed, entry.label)
-        found: Searcher = plugins.build("searchers", name, entry.searcher.options, problem, np.random.default_rng(seed))
-        return found
+
+        def build(own_supernet: bool) -> Searcher:
+            problem = self.problem(own_supernet, seed, entry.label)
+            found: Searcher = plugins.build("searchers", entry.searcher.name, entry.searcher.options, problem, np.random.default_rng(seed))
+            return found
+
+        found = build(own_supernet=False)  # its options decide whether it trains
+        return build(own_supernet=True) if found.needs_shared_weights else found
 
     def facts(self) -> dict[str, Any]:
         """What decides the contests: the experiment without what only a search has, and some costs and tabulated values."""

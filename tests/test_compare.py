@@ -331,6 +331,19 @@ def test_real_training_with_a_searcher_that_trains_a_supernet(tiny: Path) -> Non
     assert [one.evaluations for one in found.searchers] == [[6, 6], [6, 6]]
 
 
+@pytest.mark.parametrize(
+    ("label", "trains"),
+    [("snas", True), ("enas", True), ("enas:weights=none", False), ("parsec:likelihood=told", False), ("random", False)],
+)
+def test_who_trains_a_supernet_never_touches_the_evaluators(tiny: Path, label: str, trains: bool) -> None:
+    """Whether one does is decided by its options and by what the experiment has."""
+    referee = Referee(load_experiment("tiny.yaml"), tiny / "out")
+    (entry,) = [entry for entry in module.parse_entries([label]) if entry.label == label]
+    searcher = referee.searcher(entry, 1)
+    assert searcher.needs_shared_weights == trains
+    assert (searcher.problem.shared is not referee.shared) == trains
+
+
 def comparison(searchers: int) -> Comparison:
     """Made up: each a little better than the one before."""
     front = module.Front(True, 5, [1.0, 1.0], 1.0)
