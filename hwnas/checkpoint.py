@@ -69,6 +69,11 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
+def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors saved under `name.`, without that."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+
+
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What an optimiser remembers of its parameters, under `name.<parameter>.<entry>`."""
     states = optimizer.state_dict()["state"].items()
@@ -78,10 +83,9 @@ def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 def load_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`, into a fresh optimiser of the same parameters; others may be among the tensors."""
     states: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(f"{name}."):
-            _, parameter, entry = key.split(".")
-            states.setdefault(int(parameter), {})[entry] = tensor
+    for key, tensor in part(tensors, name).items():
+        parameter, entry = key.split(".")
+        states.setdefault(int(parameter), {})[entry] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     for weight, state in optimizer.state.items():  # lying in memory as the weight does, or sums round otherwise
         for entry, value in state.items():

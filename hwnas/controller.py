@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwnas.checkpoint import load_optimizer, optimizer_tensors
+from hwnas.checkpoint import load_optimizer, optimizer_tensors, part
 from hwnas.cost import PeakMemory
 from hwnas.errors import ConfigError
 from hwnas.evaluate import Trial
@@ -507,7 +507,7 @@ class ControllerSearcher(Searcher):
     def descend(self, loss: Tensor) -> None:
         """One step of Adam."""
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         self.optimizer.step()
 
     def free_loss(self, generator: torch.Generator) -> Tensor:
@@ -596,8 +596,3 @@ def share_below(values: Float[Tensor, " n"], these: Float[Tensor, " m"]) -> Floa
     ordered = values.sort().values.contiguous()
     below = torch.searchsorted(ordered, these.contiguous()) + torch.searchsorted(ordered, these.contiguous(), right=True)
     return below.float() / (2 * len(values))
-
-
-def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors saved under `name.`."""
-    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}

@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hwnas.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
+from hwnas.checkpoint import load_optimizer, optimizer_tensors
 from hwnas.cost import Cost, choice_mask
-from hwnas.data import Part, batches
 from hwnas.errors import ConfigError
 from hwnas.evaluate import SharedWeights
 from hwnas.searcher import Problem, Searcher, State
@@ -26,7 +25,6 @@ from hwnas.space import Architecture
 Logits = Float[Tensor, "*batch slot choice"]
 """Unnormalised log-probabilities of the choices; minus infinity behind a slot's last choice, so that padding is never drawn."""
 
-CLIP_WEIGHTS = 5.0
 CLIP_LOGITS = 10.0
 HARD_SAMPLES = 8
 """One-hot architectures a batch whose costs stand in for the expectation of a metric that has none."""
@@ -215,42 +213,23 @@ class Distribution(Searcher):
         self._new_optimizers()
 
     def _train(self, until: int) -> None:
-        """Trains up to the end of an epoch, if possible from where an interrupted run was on the way there."""
-        path = self.shared.checkpoint
-        began = {"rng": self.rng.bit_generator.state, "eta": self._eta, "until": until}
-        if path is not None and path.exists():
-            tensors, values = load_state(path)
-            if values.pop("began", None) == began:
-                self.restore((tensors, values))
-        while self._epoch < until:
-            if self._epoch == 0:
-                self._begin()
-            self._train_epoch()
-            if path is not None:
-                tensors, values = self.state()
-                save_state(path, tensors, {**values, "began": began})
+        """Trains up to the end of an epoch."""
+        self.train_shared({"eta": self._eta, "until": until}, lambda: self._epoch < until, self._train_epoch)
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, generator: torch.Generator) -> None:
+        if self._epoch == 0:
+            self._begin()
         lr = self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(math.pi * self._epoch / self.epochs))
         for group in self._optimizers["sgd"].param_groups:
             group["lr"] = lr
-        generator = self.torch_generator()
         self.shared.supernet.train()
-        with torch.random.fork_rng(range(torch.cuda.device_count())), torch.backends.cudnn.flags(deterministic=True):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            learnt = self._learn_epoch(generator)
+        learnt = self._learn_epoch(generator)
         self._epoch += 1
         entropy = float(torch.special.entr(self.probs()).sum(-1).mean())
         position = {"eta": self.etas[self._eta], "epoch": self._epoch, "entropy": entropy}
         self.log = {**position, f"expected_{self.resource}": self._expected(), **learnt}
         text = ", ".join(f"{key} {value:.4g}" for key, value in self.log.items())
         logging.getLogger(type(self).__module__).info("%s of %d epochs", text, self.epochs)
-
-    def _batches(self, part: Part, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images of a part, shuffled, augmented and normalised, with their labels, on the device."""
-        data, device = self.shared.data, self.shared.fabric.device
-        for index in batches(part, self.batch_size, generator):
-            yield data.normalise(data.augment(part.images[index].to(device), generator)), part.labels[index].to(device)
 
     def _check_loss(self, loss: Tensor) -> float:
         """The loss as a number.

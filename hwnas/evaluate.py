@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hwnas import layers
-from hwnas.data import Dataset
+from hwnas.data import Dataset, Part, batches
 from hwnas.errors import ConfigError, RunError, nearest
 from hwnas.space import Architecture, SearchSpace
 from hwnas.supernet import Supernet
@@ -28,6 +28,8 @@ MEASURED: dict[str, Literal["min", "max"]] = {"error": "min", "accuracy": "max",
 BATCH = 64
 """Images scored at a time: on a CPU 256 take 2 to 3 times longer each, their activations being larger than its caches."""
 RECALIBRATION_BATCHES = 8
+CLIP_WEIGHTS = 5.0
+"""Largest norm of the gradient of shared weights that a searcher trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,12 @@ class SharedWeights:
     def fabric(self) -> Any:
         """What a gradient searcher trains with."""
         return make_fabric(self.settings)
+
+    def batches(self, part: Part, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images of a part, shuffled, augmented and normalised, with their labels, on the device that is trained on."""
+        device = self.fabric.device
+        for index in batches(part, size, generator):
+            yield self.data.normalise(self.data.augment(part.images[index].to(device), generator)), part.labels[index].to(device)
 
     def prepare(self, progress: Callable[[int, int], None]) -> None:
         """Trains the supernet, once; `progress(done, of)` counts epochs. Not for a supernet that a searcher trains.

@@ -20,7 +20,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from hwnas import plugins
-from hwnas.controller import Controller, ControllerSearcher, Form, Reading, make_controller, part
+from hwnas.checkpoint import part
+from hwnas.controller import Controller, ControllerSearcher, Form, Reading, make_controller
 from hwnas.errors import RunError
 from hwnas.run import Run
 from hwnas.space import Architecture, SearchSpace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hwnas.checkpoint import load_state, save_state
 from hwnas.cost import Cost, CostModel, TabularCost
 from hwnas.errors import BudgetError, ConfigError, nearest
 from hwnas.evaluate import Objective, SharedWeights, Trial
@@ -278,6 +279,29 @@ class Searcher(abc.ABC):
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The inverse of `save`."""
+
+    def train_shared(self, position: dict[str, Any], unfinished: Callable[[], bool], epoch: Callable[[torch.Generator], None]) -> None:
+        """Trains `problem.shared` epoch by epoch while it is `unfinished`; a call that was interrupted is gone on with.
+
+        After every epoch the state is written to the checkpoint of the shared weights, where they have one; a call that begins
+        at the same `position` with the same randomness takes it up from there. An epoch draws from the generator that it is
+        given, and from torch's own, which is seeded from it.
+        """
+        assert self.problem.shared is not None
+        path = self.problem.shared.checkpoint
+        began = {"rng": self.rng.bit_generator.state, **position}
+        if path is not None and path.exists():
+            tensors, values = load_state(path)
+            if values.pop("began", None) == began:
+                self.restore((tensors, values))
+        while unfinished():
+            generator = self.torch_generator()
+            with torch.random.fork_rng(range(torch.cuda.device_count())), torch.backends.cudnn.flags(deterministic=True):
+                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                epoch(generator)
+            if path is not None:
+                tensors, values = self.state()
+                save_state(path, tensors, {**values, "began": began})
 
     def unasked(self, candidates: Iterable[Architecture], n: int) -> list[Architecture]:
         """The first `n` candidates that are valid, keep the budgets, and are no network asked before nor each other's."""

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwnas.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
+from hwnas.checkpoint import load_optimizer, optimizer_tensors, part
 from hwnas.controller import (
     Buffer,
     ControllerSearcher,
@@ -27,21 +27,18 @@ from hwnas.controller import (
     Form,
     Learning,
     cost_objectives,
-    part,
     reinforce,
     scalarisations,
     scalarised,
     share_below,
 )
-from hwnas.data import batches
 from hwnas.errors import ConfigError
-from hwnas.evaluate import SharedWeights, Trial
+from hwnas.evaluate import CLIP_WEIGHTS, SharedWeights, Trial
 from hwnas.searcher import Problem, State
 from hwnas.space import Architecture
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-CLIP_WEIGHTS = 5.0
 CAPACITY = 1000
 """Architectures in the memory buffer."""
 LATEST = 200
@@ -196,24 +193,15 @@ class ENAS(ControllerSearcher):
         return torch.optim.SGD(weights, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def _train(self, until: int) -> None:
-        """Trains up to the end of an epoch, if possible from where an interrupted run was on the way there."""
-        path = self.shared.checkpoint
-        began = {"rng": self.rng.bit_generator.state, "until": until}
-        if path is not None and path.exists():
-            tensors, values = load_state(path)
-            if values.pop("began", None) == began:
-                self.restore((tensors, values))
-        while self._epoch < until:
-            generator = self.torch_generator()
-            with torch.random.fork_rng(range(torch.cuda.device_count())), torch.backends.cudnn.flags(deterministic=True):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                loss = self._train_weights(generator)
-                self._train_controller(generator)
+        """Trains up to the end of an epoch."""
+
+        def epoch(generator: torch.Generator) -> None:
+            loss = self._train_weights(generator)
+            self._train_controller(generator)
             self._epoch += 1
             self.log |= {"epoch": self._epoch, "sampled_loss": loss}
-            if path is not None:
-                tensors, values = self.state()
-                save_state(path, tensors, {**values, "began": began})
+
+        self.train_shared({"until": until}, lambda: self._epoch < until, epoch)
 
     def _train_weights(self, generator: torch.Generator) -> float:
         """One pass over the training part, a path drawn for every batch; the mean loss."""
@@ -221,9 +209,7 @@ class ENAS(ControllerSearcher):
         total = 0.0
         for group in self._sgd.param_groups:
             group["lr"] = self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(math.pi * self._epoch / self.epochs))
-        for index in batches(data.train, self.batch_size, generator):
-            images = data.normalise(data.augment(data.train.images[index].to(fabric.device), generator))
-            labels = data.train.labels[index].to(fabric.device)
+        for images, labels in self.shared.batches(data.train, self.batch_size, generator):
             with fabric.autocast():
                 loss = functional.cross_entropy(supernet.of(images, self._path(generator)).float(), labels)
             if not math.isfinite(float(loss.detach())):

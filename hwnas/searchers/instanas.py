@@ -25,16 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwnas import layers
-from hwnas.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
+from hwnas.checkpoint import load_optimizer, optimizer_tensors, part
 from hwnas.cost import CostModel
-from hwnas.data import Part, batches
+from hwnas.data import Part
 from hwnas.errors import ConfigError
-from hwnas.evaluate import BATCH, SharedWeights
+from hwnas.evaluate import BATCH, CLIP_WEIGHTS, SharedWeights
 from hwnas.op import OpSpec
 from hwnas.searcher import Problem, Searcher, State
 from hwnas.space import Architecture
 
-CLIP_WEIGHTS = 5.0
 _DRAWS = 32  # policies drawn for each architecture wanted
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -210,8 +209,8 @@ class InstaNAS(Searcher):
         """The inverse of `save`."""
         self._epoch, self._tuned = int(values["epoch"]), int(values["tuned"])
         self._queue = [tuple(arch) for arch in values["queue"]]
-        self.controller.load_state_dict(_part(tensors, "controller"))
-        self._before = _part(tensors, "before")
+        self.controller.load_state_dict(part(tensors, "controller"))
+        self._before = part(tensors, "before")
         self.shared.load(tensors)
         self._new_adam()
         self._new_sgd(0.0 if self.pretrain_epochs < self._epoch and not self._tuned else self.momentum)
@@ -239,28 +238,19 @@ class InstaNAS(Searcher):
         self._sgd = torch.optim.SGD(weights, lr=self.lr, momentum=momentum, nesterov=momentum > 0, weight_decay=self.weight_decay)
 
     def _train(self) -> None:
-        """Trains up to the next checkpoint and fine-tunes it, if possible from where an interrupted run was on the way there."""
+        """Trains up to the next checkpoint and fine-tunes it."""
         done = max(self._epoch - self.pretrain_epochs, 0)
         until = self.pretrain_epochs + min((done // self.epochs_per_ask + 1) * self.epochs_per_ask, self.epochs)
-        path = self.shared.checkpoint
-        began = {"rng": self.rng.bit_generator.state, "until": until}
-        if path is not None and path.exists():
-            tensors, values = load_state(path)
-            if values.pop("began", None) == began:
-                self.restore((tensors, values))
-        while self._epoch < until or self._tuned < self.finetune_epochs:
-            generator = self.torch_generator()
-            with torch.random.fork_rng(range(torch.cuda.device_count())), torch.backends.cudnn.flags(deterministic=True):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                if self._epoch == until:
-                    self._finetune(generator)
-                elif self._epoch < self.pretrain_epochs:
-                    self._pretrain(generator)
-                else:
-                    self._search(generator)
-            if path is not None:
-                tensors, values = self.state()
-                save_state(path, tensors, {**values, "began": began})
+
+        def epoch(generator: torch.Generator) -> None:
+            if self._epoch == until:
+                self._finetune(generator)
+            elif self._epoch < self.pretrain_epochs:
+                self._pretrain(generator)
+            else:
+                self._search(generator)
+
+        self.train_shared({"until": until}, lambda: self._epoch < until or self._tuned < self.finetune_epochs, epoch)
 
     def _pretrain(self, generator: torch.Generator) -> None:
         if self._epoch == 0:
@@ -304,7 +294,7 @@ class InstaNAS(Searcher):
         supernet, fabric = self.shared.supernet.train(), self.shared.fabric
         for group in self._sgd.param_groups:
             group["lr"] = lr
-        for images, labels in self._batches(generator):
+        for images, labels in self.shared.batches(self.shared.data.train, self.batch_size, generator):
             with fabric.autocast():
                 with torch.no_grad():
                     gates = policy(images).to(images)
@@ -321,7 +311,7 @@ class InstaNAS(Searcher):
         self.controller.train()
         self.shared.supernet.eval()
         fabric = self.shared.fabric
-        for images, labels in self._batches(generator):
+        for images, labels in self.shared.batches(self.shared.data.train, self.batch_size, generator):
             with fabric.autocast():
                 own = self.gates(images).cpu()
                 probs = explore(own, self.exploration)
@@ -339,12 +329,6 @@ class InstaNAS(Searcher):
         right = self.shared.supernet(images, choice_rows(gates.to(images))).argmax(1) == labels
         reward = self.reward * latency_reward(self.cost.of(gates.long()).float(), self.low, high) ** self.power
         return torch.where(right.cpu(), reward, self.penalty)
-
-    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        data, device = self.shared.data, self.shared.fabric.device
-        for index in batches(data.train, self.batch_size, generator):
-            images = data.normalise(data.augment(data.train.images[index].to(device), generator))
-            yield images, data.train.labels[index].to(device)
 
     # What was learnt
 
@@ -395,7 +379,3 @@ class InstaNAS(Searcher):
 def kept(progress: float) -> float:
     """The probability that a module is kept at a point of the first phase: 1 in its first half, then falling linearly to 1/2."""
     return min(1.0, 1.5 - progress)
-
-
-def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}

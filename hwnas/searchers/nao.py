@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hwnas import pareto
+from hwnas.checkpoint import part
 from hwnas.evaluate import Trial
 from hwnas.searcher import Problem, Searcher
 from hwnas.space import Architecture
@@ -102,14 +103,14 @@ class NAO(Searcher):
         slots = len(self.problem.space.slots)
         archs = {"archs": self._archs, "queue": self._queue}
         tensors = {name: torch.tensor(rows, dtype=torch.int64).reshape(-1, slots) for name, rows in archs.items()}
-        parts = {f"model.{name}": tensor for name, tensor in self._model.state_dict().items()}
-        return {**tensors, **parts, "values": torch.tensor(self._values)}, {}
+        model = {f"model.{name}": tensor for name, tensor in self._model.state_dict().items()}
+        return {**tensors, **model, "values": torch.tensor(self._values)}, {}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The inverse of `save`."""
         self._archs, self._queue = ([tuple(row) for row in tensors[name].tolist()] for name in ("archs", "queue"))
         self._values = tensors["values"].numpy()
-        self._model.load_state_dict({name.removeprefix("model."): part for name, part in tensors.items() if name.startswith("model.")})
+        self._model.load_state_dict(part(tensors, "model"))
 
     def _next_round(self) -> list[Architecture]:
         """New architectures, the best of them by prediction and table where a step has found more than a round takes."""

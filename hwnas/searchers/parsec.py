@@ -25,9 +25,9 @@ from torch.nn import functional
 from hwnas.checkpoint import load_state
 from hwnas.cost import one_hot
 from hwnas.data import stratified_split
-from hwnas.distribution import CLIP_LOGITS, CLIP_WEIGHTS, Distribution, exact_cost
+from hwnas.distribution import CLIP_LOGITS, Distribution, exact_cost
 from hwnas.errors import ConfigError
-from hwnas.evaluate import MEASURED, Trial
+from hwnas.evaluate import CLIP_WEIGHTS, MEASURED, Trial
 from hwnas.searcher import Problem, State
 from hwnas.space import Architecture
 
@@ -302,8 +302,8 @@ class PARSEC(Distribution):
         resting = self._epoch < self.warmup and (self._eta == 0 or not self.warm_start)
         uniform = self.mask / self.mask.sum(-1, keepdim=True)
         effective, losses, draws = [], [], 1
-        held_out = chain.from_iterable(self._batches(self._halves[1], generator) for _ in repeat(None))
-        for images, labels in self._batches(self._halves[0], generator):
+        held_out = chain.from_iterable(self.shared.batches(self._halves[1], self.batch_size, generator) for _ in repeat(None))
+        for images, labels in self.shared.batches(self._halves[0], self.batch_size, generator):
             probs = uniform if resting else self.probs()
             draws = 1 if resting else number_of_draws(self.draws, self.kappa, float(torch.special.entr(probs).sum()))
             archs = torch.multinomial(probs, draws, replacement=True, generator=generator).T

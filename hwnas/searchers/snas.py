@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwnas.cost import Cost
-from hwnas.distribution import CLIP_LOGITS, CLIP_WEIGHTS, HARD_SAMPLES, Distribution, Logits, exact_cost
+from hwnas.distribution import CLIP_LOGITS, HARD_SAMPLES, Distribution, Logits, exact_cost
 from hwnas.errors import ConfigError
+from hwnas.evaluate import CLIP_WEIGHTS
 from hwnas.searcher import Problem
 
 PUBLISHED_STEPS = 150 * 391
@@ -164,7 +165,7 @@ class SNAS(Distribution):
         supernet, device, eta = self.shared.supernet, self.shared.fabric.device, self.etas[self._eta]
         temperature = anneal(self._epoch, self.epochs, self.temperature, self.temperature_min)
         total = torch.zeros(3)
-        for images, labels in self._batches(self.shared.data.train, generator):
+        for images, labels in self.shared.batches(self.shared.data.train, self.batch_size, generator):
             logits = self._masked()
             log_z = logits.log_softmax(-1) if self.relaxation == "softmax" else concrete_sample(logits, temperature, generator)
             with self.shared.fabric.autocast():

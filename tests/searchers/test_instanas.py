@@ -105,7 +105,7 @@ def test_fact_1_a_wrong_answer_gets_the_penalty(meta: InstanceMobileNet) -> None
 def test_fact_2_the_settled_policy_has_no_advantage_and_no_gradient(meta: InstanceMobileNet) -> None:
     searcher = make(make_problem(meta))
     searcher.shared.supernet.eval()
-    images, labels = next(searcher._batches(generator()))
+    images, labels = next(searcher.shared.batches(searcher.shared.data.train, searcher.batch_size, generator()))
     own = searcher.gates(images)
     settled = (own >= 0.5).float()
     with torch.no_grad():

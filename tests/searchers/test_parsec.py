@@ -180,7 +180,7 @@ def epoch_of(name: str, operators: list[str], **options: Any) -> tuple[int, int]
     if name == "parsec":
         searcher.priors[:, :, operators.index("sep_conv_3x3")] = 50.0
     searcher._begin()
-    return peak_bytes(searcher._train_epoch), len(set(ran))
+    return peak_bytes(lambda: searcher._train_epoch(searcher.torch_generator())), len(set(ran))
 
 
 FEW = ["none", "sep_conv_3x3"]

@@ -534,11 +534,11 @@ def test_an_interrupted_ask_goes_on_from_its_last_epoch(cell: SearchSpace, tmp_p
     real = SNAS._train_epoch
     trained: list[int] = []
 
-    def epoch(self: SNAS) -> None:
+    def epoch(self: SNAS, draws: torch.Generator) -> None:
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(self._epoch)
-        real(self)
+        real(self, draws)
 
     monkeypatch.setattr(SNAS, "_train_epoch", epoch)
     with pytest.raises(KeyboardInterrupt):
