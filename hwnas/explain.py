@@ -149,9 +149,7 @@ def structural_distances(space: SearchSpace, archs: Sequence[Architecture]) -> d
     """Share of slots that differ, Jaccard distance of the sites that run, difference of the longest paths, for every two."""
     rows = np.array(archs)
     slots = (rows[:, None] != rows).mean(2)
-    runs = np.zeros((len(archs), len(space.sites)))
-    for row, arch in zip(runs, archs, strict=True):
-        row[list(space.alive(arch))] = 1
+    runs = space.alive_in(rows).T.astype(float)
     both = runs @ runs.T
     either = runs.sum(1)[:, None] + runs.sum(1) - both
     depths = np.array([depth(space, arch) for arch in archs])

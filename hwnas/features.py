@@ -55,7 +55,7 @@ class Features:
 
     def __call__(self, archs: NDArray[np.int64]) -> tuple[Bools, dict[str, Floats]]:
         """Of `archs` (architecture, slot) which have a path, and the groups, each (architecture, number)."""
-        alive = self._alive(archs)
+        alive = self.space.alive_in(archs)
         places: dict[object, Bools] = {}
         counts = {token.sort: np.zeros(len(archs), np.float32) for token in self._tokens.values() if token.sort}
         for i, token in self._tokens.items():
@@ -81,28 +81,6 @@ class Features:
             weights = np.array([1.0, learned, learned * op.dilation * (op.kernel - 1) / 2])
             self._by_sort[sort] = _Token(sort, _rotation(sort), weights)
         return self._by_sort[sort]
-
-    def _alive(self, archs: NDArray[np.int64]) -> Bools:
-        """(site, architecture) whether a site is in the network: for all architectures at once where conjunctions decide."""
-        space, n = self.space, len(archs)
-        alive = np.zeros((len(space.sites), n), np.bool_)
-        if not space.expectable:
-            for column, arch in enumerate(archs.tolist()):
-                alive[list(space.alive(arch)), column] = True
-            return alive
-        nothing = np.zeros(n, np.bool_)
-        fed = {space.input: ~nothing}
-        for i, site in enumerate(space.sites):
-            alive[i] = np.logical_or.reduce([fed.get(node, nothing) for node in site.inputs])
-            for slot, choice in site.when:
-                alive[i] &= archs[:, slot] == choice
-            fed[site.output] = fed.get(site.output, nothing) | alive[i]
-        used = {space.output: ~nothing}
-        for i in range(len(space.sites) - 1, -1, -1):
-            alive[i] &= used.get(space.sites[i].output, nothing)
-            for node in space.sites[i].inputs:
-                used[node] = used.get(node, nothing) | alive[i]
-        return alive
 
     def _walk(self, alive: Bools) -> tuple[list[Floats], list[Floats]]:
         """`paths` and `orders`, for every first run: from each node that a run is entered at to each at which it ends."""

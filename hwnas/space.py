@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwnas import layers, plugins
 from hwnas.errors import SpaceError
@@ -156,6 +157,27 @@ class SearchSpace:
     def alive(self, arch: Sequence[int]) -> tuple[int, ...]:
         """The indices in `sites` of `graph(arch)`: equal for architectures that are the same network."""
         return self.prune(self.chosen(tuple(arch)))
+
+    def alive_in(self, archs: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """`alive` of many architectures (n, slot) at once: (site, n), where a site is in a network."""
+        alive = np.zeros((len(self.sites), len(archs)), np.bool_)
+        if not self.expectable:
+            for column, arch in enumerate(archs.tolist()):
+                alive[list(self.alive(arch)), column] = True
+            return alive
+        nothing = np.zeros(len(archs), np.bool_)
+        fed = {self.input: ~nothing}
+        for i, site in enumerate(self.sites):
+            alive[i] = np.logical_or.reduce([fed.get(node, nothing) for node in site.inputs])
+            for slot, choice in site.when:
+                alive[i] &= archs[:, slot] == choice
+            fed[site.output] = fed.get(site.output, nothing) | alive[i]
+        used = {self.output: ~nothing}
+        for i in range(len(self.sites) - 1, -1, -1):
+            alive[i] &= used.get(self.sites[i].output, nothing)
+            for node in self.sites[i].inputs:
+                used[node] = used.get(node, nothing) | alive[i]
+        return alive
 
     def steps(self, arch: Sequence[int]) -> tuple[Site, ...]:
         """What the network computes: `graph(arch)` with nodes of equal value made one, so that nothing is handed on or computed twice."""
@@ -389,7 +411,7 @@ def certificate(steps: Sequence[Site], start: str, end: str) -> bytes:
         steps = [replace(site, inputs=tuple(node if node in written else "" for node in site.inputs)) for site in steps]
         written.add("")
     marks = {start: 1, end: 2, "": 3}
-    names = {site.op: hash(str(site.op)) for site in steps}
+    names = {op: int.from_bytes(hashlib.blake2b(str(op).encode(), digest_size=8).digest()) for op in {site.op for site in steps}}
     nodes = list(dict.fromkeys([start, *(site.output for site in steps), *written]))
     colours = {node: marks.get(node, 0) for node in nodes}
     ties: dict[str, int] = {}

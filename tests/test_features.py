@@ -82,7 +82,7 @@ def test_what_is_alive_is_what_the_space_says(space: SearchSpace) -> None:
     features = Features(space)
     rng = np.random.default_rng(1)
     archs = np.stack([rng.integers(choices, size=40) for choices in space.num_choices], 1)
-    alive = features._alive(archs)
+    alive = space.alive_in(archs)
     for column, arch in enumerate(archs.tolist()):
         assert tuple(np.flatnonzero(alive[:, column]).tolist()) == space.alive(arch)
     there, groups = features(archs)
