@@ -148,7 +148,7 @@ def compare(
     overrides: Overrides = None,
     searchers: Annotated[
         str, typer.Option(help="Names separated by commas, options as in nsga2:population=20:mutation=0.2; random always plays.")
-    ] = "nsga2",
+    ] = "prospector,nsga2",
     seeds: Annotated[int, typer.Option(help="How often each searcher plays, with the experiment's seed and those after it.")] = 20,
     budget: Annotated[int, typer.Option(help="Distinct architectures that each may have evaluated.")] = 400,
     jobs: Annotated[int, typer.Option(help="Contests at a time, where nothing is trained.")] = 1,

@@ -5,18 +5,15 @@ What is shown is computed first (`tables`, `curves`), then drawn (`draw`).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hwnas.compare import BASELINE, Comparison, Floats, Needed, Standing
-from hwnas.errors import ConfigError
-from hwnas.export import replace_file
-from hwnas.table_chart import COLOURS, GRID, INK, MUTED
+from hwnas.picture import COLOURS, GRID, LOOKS, MUTED, ending, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,18 +88,12 @@ def draw(found: Comparison, path: Path) -> None:
         ConfigError: the path does not end in .png or .svg.
         ExportError: the file cannot be written.
     """
-    if path.suffix not in (".png", ".svg"):
-        raise ConfigError(f"a picture's name must end in .png or .svg, but is {path}")
+    ending(path)
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    looks: Any = {
-        "axes.edgecolor": GRID, "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID,
-        "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
-    content = io.BytesIO()
-    with mpl.rc_context(looks):
-        figure = Figure(figsize=(12.5, 5.6), layout="constrained")
+    with mpl.rc_context(LOOKS):
+        figure = Figure(figsize=(12.5, 5.6), dpi=150, layout="constrained")
         figure.suptitle(found.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         left, right = figure.subplots(1, 2)
         lines = curves(found)
@@ -119,8 +110,7 @@ def draw(found: Comparison, path: Path) -> None:
             right.axhline(1 - needed.share, color=GRID, linewidth=1.2, zorder=0)
         left.legend(loc="lower right", frameon=False, fontsize=9)
         figure.supxlabel(found.subtitle, x=0.01, ha="left", fontsize=9, color=MUTED)
-        figure.savefig(content, format=path.suffix[1:], dpi=150)
-    replace_file(path, content.getvalue())
+        save(figure, path)
 
 
 def _draw(axes: Axes, lines: Sequence[Curve], bands: Sequence[tuple[Floats, ...]]) -> None:

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwnas.checkpoint import load_optimizer, optimizer_tensors, part
-from hwnas.cost import PeakMemory
 from hwnas.errors import ConfigError
 from hwnas.evaluate import Trial
 from hwnas.searcher import Problem, Searcher, State
@@ -423,7 +422,7 @@ class ControllerSearcher(Searcher):
         self.optimizer = torch.optim.Adam(self.trained(), lr=learning.lr)
         self.told_baseline, self.free_baseline = (Baseline(self.contexts, learning.decay) for _ in range(2))
         self.costs = {name: problem.costs[name] for name in cost_objectives(problem)}
-        self.free = torch.tensor([not isinstance(cost, PeakMemory) for cost in self.costs.values()], dtype=torch.bool)
+        self.free = torch.tensor([cost.quick for cost in self.costs.values()], dtype=torch.bool)
         """Which of the costs can be had of thousands of architectures; the others are taken from what is told."""
         self._is_cost = torch.tensor([objective.name in self.costs for objective in problem.objectives])
         self.archs = torch.zeros(0, len(space.slots), dtype=torch.int64)

@@ -65,7 +65,8 @@ class CostModel(nn.Module):
         TableError: a price is missing, negative or not finite.
     """
 
-    additive = True
+    quick = True
+    """Whether thousands of networks can be priced at once."""
 
     def __init__(
         self,
@@ -226,7 +227,7 @@ class _Walked:
 class PeakMemory(nn.Module):
     """`peak_mb` of an architecture behind the interface of a cost model; it is a maximum, so it has no exact expectation."""
 
-    additive = False
+    quick = False
     expects = False
     metric = "peak_mb"
     uncertainty = None
@@ -266,7 +267,7 @@ class TabularCost(nn.Module):
         values: an array of shape `space.num_choices`, NaN for what has no path to the output, or a function of the architecture.
     """
 
-    additive = False
+    quick = True
     expects = False
     uncertainty = None
 

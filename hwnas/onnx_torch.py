@@ -237,14 +237,13 @@ def _constant_of_shape(reader: Reader, node: onnx.NodeProto, options: Options) -
 
 
 RULES: dict[str, Rule] = {
-    "ConstantOfShape": _constant_of_shape,
-    "Shape": _shape,
     "Add": _direct(operator.add),
     "AveragePool": _avg_pool,
     "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "Clip": _clip,
     "Concat": lambda reader, node, options: reader.call(torch.cat, reader.inputs(node), options["axis"]),
+    "ConstantOfShape": _constant_of_shape,
     "Conv": _conv,
     "Flatten": _flatten,
     "Gather": _gather,
@@ -260,11 +259,12 @@ RULES: dict[str, Rule] = {
     "ReduceMean": _reduce_mean,
     "Relu": _direct(functional.relu),
     "Reshape": _reshape,
-    "Transpose": _transpose,
+    "Shape": _shape,
     "Sigmoid": _direct(torch.sigmoid),
     "Slice": _slice,
     "Sub": _direct(operator.sub),
     "Tanh": _direct(torch.tanh),
+    "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }
 """How each kind of ONNX node is written in torch."""

@@ -6,7 +6,6 @@ Predicted and measured points never share a series: trials are predicted, export
 from __future__ import annotations
 
 import html
-import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from hwnas.evaluate import MEASURED, Objective, Trial
 from hwnas.export import replace_file
 from hwnas.pareto import hypervolume_history, nondominated, reference_point
+from hwnas.picture import EDGE, GRID, INK, LOOKS, save
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -45,10 +45,7 @@ _VALUES = {
 }  # fmt: skip
 """What a member's values are called in the table, what they are multiplied with, and their digits."""
 _UNITS = {"ms": "ms", "s": "s", "mj": "mJ", "mb": "MB"}
-_COLOURS = {
-    "trial": "#9aa7b8", "front": "#2b6cb0", "member": "#d9480f", "budget": "#b3261e", "ink": "#1f2933", "grid": "#e4e7eb",
-    "edge": "#9aa5b1",
-}  # fmt: skip
+_COLOURS = {"trial": "#9aa7b8", "front": "#2b6cb0", "member": "#d9480f", "budget": "#b3261e"}
 """Told apart by readers who see no red or no green too; the markers differ as well."""
 
 
@@ -358,28 +355,18 @@ def draw_png(data: FrontData, path: Path) -> None:
         ExportError: the folder cannot be written to.
     """
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    style: Any = {
-        "font.size": 10, "axes.edgecolor": _COLOURS["edge"], "axes.labelcolor": _COLOURS["ink"], "text.color": _COLOURS["ink"],
-        "xtick.color": "#52606d", "ytick.color": "#52606d", "axes.spines.top": False, "axes.spines.right": False,
-        "axes.axisbelow": True, "axes.grid": True, "grid.color": _COLOURS["grid"], "axes.titlelocation": "left",
-        "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlepad": 10,
-    }  # fmt: skip
-    with mpl.rc_context(style):
+    with mpl.rc_context(LOOKS | {"axes.grid": True}):
         figure = Figure(figsize=(13, 6.4), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
-        FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, width_ratios=(1.75, 1))
         figure.suptitle(": ".join(filter(None, (data.title, data.subtitle))), x=0.01, ha="left", fontsize=14, fontweight="bold")
         _draw_front(data, left)
         _draw_history(data, right)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=9.5)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-    replace_file(path, buffer.getvalue())
+        save(figure, path)
 
 
 def _draw_front(data: FrontData, axes: Axes) -> None:
@@ -535,11 +522,11 @@ def _plotly_history(data: FrontData) -> go.Figure:
 def _plotly_looks(figure: go.Figure, height: int) -> go.Figure:
     figure.update_layout(
         height=height, paper_bgcolor="white", plot_bgcolor="white", margin={"l": 70, "r": 24, "t": 48, "b": 60},
-        font={"family": _FONT, "size": 13, "color": _COLOURS["ink"]}, hoverlabel={"bgcolor": "white", "align": "left"},
+        font={"family": _FONT, "size": 13, "color": INK}, hoverlabel={"bgcolor": "white", "align": "left"},
         legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
     )  # fmt: skip
     looks = {
-        "gridcolor": _COLOURS["grid"], "linecolor": _COLOURS["edge"], "ticks": "outside", "tickcolor": _COLOURS["edge"],
+        "gridcolor": GRID, "linecolor": EDGE, "ticks": "outside", "tickcolor": EDGE,
         "zeroline": False, "automargin": True,
     }  # fmt: skip
     figure.update_xaxes(**looks)

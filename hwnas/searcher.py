@@ -103,7 +103,7 @@ class Problem:
             BudgetError: each budget can be met, but none of the cheapest architectures meets all of them.
         """
         cheapest = []
-        for metric in dict.fromkeys((*self.budgets, *(m for m, cost in self.costs.items() if cost.additive))):
+        for metric in dict.fromkeys((*self.budgets, *(m for m, cost in self.costs.items() if cost.quick))):
             cheapest.append(self.costs[metric].cheapest())
             if bool(self.feasible(cheapest[-1:])[0]):
                 return cheapest[-1]

@@ -6,7 +6,6 @@ What is drawn is computed first (`load_chart`: boxes and lines with their places
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,8 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hwnas.errors import ConfigError
-from hwnas.export import replace_file
+from hwnas.picture import EDGE, LOOKS, MUTED, ending, save
 from hwnas.space import IDENTITY, Architecture, SearchSpace, Site
 
 FONT, TITLE = 8.0, 11.0
@@ -30,7 +28,6 @@ WIDEST = 1180.0
 LETTERS = 22
 """Characters after which a list of choices goes on in the next line."""
 _BARE = frozenset({"on", "yes", "true"})
-_INK, _MUTED, _LINES = "#1f2933", "#52606d", "#9aa5b1"
 _LOOKS = {
     "fixed": ("#f1f3f5", "#ced4da"), "choice": ("#e3f0fb", "#5aa2d8"), "chosen": ("#e6f4ea", "#5fb07a"), "value": ("#ffffff", "#52606d"),
     "cell": ("#fdf1dd", "#e0a845"),
@@ -620,38 +617,32 @@ def draw(chart: Chart, path: Path) -> None:
         ConfigError: the file's ending is neither .png nor .svg. ExportError: the file cannot be written.
     """
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ending = path.suffix.lower().removeprefix(".")
-    if ending not in ("png", "svg"):
-        raise ConfigError(f"--out must end in .png or .svg, but is {path}")
+    ending(path)
     edge, head, gap = 24.0, 34.0, 34.0
     rows = shelves(chart.panels)
     texts = _lines_of(chart.subtitle, max(sum(_room(p) for p in row) + gap * (len(row) - 1) for row in rows))
     width = max([sum(_room(p) for p in row) + gap * (len(row) - 1) for row in rows] + [ADVANCE * 14 * len(chart.title), 420.0]) + 2 * edge
     top = edge + 22 + 13 * len(texts) + 10
     height = top + sum(max(p.height + (16 if p.note else 0) for p in row) + head for row in rows) + gap * (len(rows) - 1) + edge
-    with mpl.rc_context({"svg.hashsalt": "hwnas", "text.color": _INK}):
+    with mpl.rc_context(LOOKS):
         figure = Figure(figsize=(width / 72, height / 72), dpi=130)
-        FigureCanvasAgg(figure)
         axes: Any = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
         axes.text(edge, edge, chart.title, fontsize=14, fontweight="bold", va="top")
         for i, line in enumerate(texts):
-            axes.text(edge, edge + 23 + 13 * i, line, fontsize=8.5, color=_MUTED, va="top", family="monospace")
+            axes.text(edge, edge + 23 + 13 * i, line, fontsize=8.5, color=MUTED, va="top", family="monospace")
         for row in rows:
             left = edge
             for part in row:
                 axes.text(left, top + 8, part.title, fontsize=TITLE, fontweight="bold", va="center")
                 _draw_panel(part, axes, left, top + head)
                 if part.note:
-                    axes.text(left, top + head + part.height + 14, part.note, fontsize=FONT, color=_MUTED, va="center", family="monospace")
+                    axes.text(left, top + head + part.height + 14, part.note, fontsize=FONT, color=MUTED, va="center", family="monospace")
                 left += _room(part) + gap
             top += max(p.height + (16 if p.note else 0) for p in row) + head + gap
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=ending, metadata={"Date": None} if ending == "svg" else {})
-    replace_file(path, buffer.getvalue())
+        save(figure, path)
 
 
 def _room(part: Panel) -> float:
@@ -693,7 +684,7 @@ def _draw_panel(part: Panel, axes: Any, left: float, top: float) -> None:
             vertices += [(middle, y0), (middle, y1), (x1, y1)]
             codes += [Curve.CURVE4] * 3
         arrow: Any = FancyArrowPatch(
-            path=Curve(vertices, codes), arrowstyle="-|>", mutation_scale=7, linewidth=0.9, color=_LINES, shrinkA=0, shrinkB=0, zorder=1
+            path=Curve(vertices, codes), arrowstyle="-|>", mutation_scale=7, linewidth=0.9, color=EDGE, shrinkA=0, shrinkB=0, zorder=1
         )
         axes.add_patch(arrow)
     for box in part.boxes:
@@ -711,4 +702,4 @@ def _draw_panel(part: Panel, axes: Any, left: float, top: float) -> None:
         bold = "bold" if box.lines or box.look in ("cell", "chosen") else "normal"
         axes.text(x, first, box.title, fontsize=FONT, family="monospace", ha="center", va="center", fontweight=bold, zorder=3)
         for i, line in enumerate(box.lines, 1):
-            axes.text(x, first + LINE * FONT * i, line, fontsize=FONT, family="monospace", ha="center", va="center", color=_MUTED, zorder=3)
+            axes.text(x, first + LINE * FONT * i, line, fontsize=FONT, family="monospace", ha="center", va="center", color=MUTED, zorder=3)

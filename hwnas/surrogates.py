@@ -72,7 +72,7 @@ def fit(module: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float, we
     for _ in range(steps):
         value = loss()
         optimizer.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(value)
         nn.utils.clip_grad_norm_(module.parameters(), CLIP)
         optimizer.step()
     module.eval()
@@ -94,7 +94,8 @@ class SequenceRegressor(nn.Module):
     def forward(self, tokens: Int[Tensor, "n slot"], lengths: Int[Tensor, " n"]) -> Float[Tensor, "n target"]:
         """Targets between 0 and 1 of the first `lengths` >= 1 tokens of each row."""
         hidden, _ = self.lstm(self.embedding(tokens))
-        return self.head(hidden[torch.arange(len(tokens)), lengths - 1]).sigmoid()  # type: ignore[no-any-return]
+        found: Tensor = self.head(hidden[torch.arange(len(tokens)), lengths - 1]).sigmoid()
+        return found
 
 
 class EncoderPredictorDecoder(nn.Module):
@@ -128,7 +129,8 @@ class EncoderPredictorDecoder(nn.Module):
 
     def predict(self, outputs: Float[Tensor, "n step hidden"]) -> Float[Tensor, "n target"]:
         """Targets between 0 and 1."""
-        return self.predictor(_embedding(outputs)).sigmoid()  # type: ignore[no-any-return]
+        found: Tensor = self.predictor(_embedding(outputs)).sigmoid()
+        return found
 
     def decode(self, outputs: Float[Tensor, "n step hidden"], tokens: Int[Tensor, "n slot"]) -> Float[Tensor, "n slot token"]:
         """Log probabilities of every token given those before it."""
@@ -170,7 +172,8 @@ class EncoderPredictorDecoder(nn.Module):
     def _read(self, outputs: Tensor, states: Tensor, legal: Tensor) -> Tensor:
         attention = (self.query(states) @ outputs.transpose(1, 2)).softmax(-1)
         mixed = self.mix(torch.cat((attention @ outputs, states), -1)).tanh()
-        return self.out(mixed).masked_fill(~legal, -torch.inf).log_softmax(-1)  # type: ignore[no-any-return]
+        found: Tensor = self.out(mixed).masked_fill(~legal, -torch.inf).log_softmax(-1)
+        return found
 
 
 def _embedding(outputs: Float[Tensor, "n step hidden"]) -> Float[Tensor, "n hidden"]:

@@ -5,7 +5,6 @@ What is drawn is computed first (`bars`, `dots`, `network_time`, put together by
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from hwnas.calibrate import FEWEST, Calibration
 from hwnas.device import digest
 from hwnas.doctor import find_table
 from hwnas.errors import ConfigError, PluginError, SpaceError, TableError
-from hwnas.export import replace_file
 from hwnas.op import OpSpec
+from hwnas.picture import COLOURS, INK, LOOKS, MUTED, ending, save
 from hwnas.profile import space_of
 from hwnas.space import Architecture, SearchSpace, load_space
 from hwnas.table import CostTable, NetworkTable, Source
@@ -32,10 +31,7 @@ if TYPE_CHECKING:
 OVERHEAD = "every network"
 """The stage of what a network costs beside its operators."""
 _UNITS = {"latency_ms": ("latency", "ms"), "energy_mj": ("energy", "mJ"), "peak_mb": ("peak memory", "MB")}
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#332288", "#999933", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-"""Told apart by readers who see no red or no green too (most colours are Okabe and Ito's or Tol's); the markers differ as well."""
-INK, GRID, MUTED = "#1f2933", "#e4e7eb", "#52606d"
 
 
 @dataclass(frozen=True)
@@ -223,33 +219,22 @@ def draw(chart: Chart, path: Path) -> None:
         ConfigError: the file's ending is neither .png nor .svg. ExportError: the file cannot be written.
     """
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    ending = path.suffix.lower().removeprefix(".")
-    if ending not in ("png", "svg"):
-        raise ConfigError(f"--out must end in .png or .svg, but is {path}")
-    style: Any = {
-        "font.size": 10, "axes.edgecolor": "#9aa5b1", "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED,
-        "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.color": GRID,
-        "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlepad": 8, "svg.hashsalt": "hwnas",
-    }  # fmt: skip
+    ending(path)
     columns = _columns(chart.bars)
     rows = max(len(column) for column in columns)
     heights = (5.6, max(1.6, 0.75 + 0.155 * rows))
-    with mpl.rc_context(style):
+    with mpl.rc_context(LOOKS):
         figure = Figure(figsize=(15, sum(heights) + 1.3), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
-        FigureCanvasAgg(figure)
         figure.suptitle(chart.title, x=0.01, ha="left", fontsize=15, fontweight="bold")
         parts: Any = figure.subfigures(2, 1, height_ratios=heights)
         top, bottom = parts
         top.suptitle(chart.subtitle, x=0.01, ha="left", fontsize=10, color=MUTED)
         _draw_top(chart, top)
         _draw_bars(chart, columns, bottom)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=ending, metadata={"Date": None} if ending == "svg" else {})
-    replace_file(path, buffer.getvalue())
+        save(figure, path)
 
 
 def _columns(bars: Sequence[Bar]) -> list[Sequence[Bar]]:

@@ -12,7 +12,7 @@ ORDER = """
 errors plain plugins op layers space resources quick_onnx spaces/* network supernet feed onnx_torch quantize
 device counters worker remote measure energy backends/* table diagram cost exchange formats/* calibrate profile
 checkpoint text data train evaluate tabular pareto features gaussian surrogates searcher evolution controller distribution searchers/*
-config workers run search explain export exporters/* verify doctor transfer table_chart space_chart compare compare_chart
+config workers run search explain export exporters/* verify doctor transfer picture table_chart space_chart compare compare_chart
 report front cli __init__
 """.split()  # noqa: SIM905
 """Top to bottom = the order of the data flow. A folder's plug-ins share a line and do not import each other."""

@@ -152,7 +152,7 @@ def test_the_picture_opens(ending: str, diamond: SearchSpace, tmp_path: Path) ->
 
 
 def test_endings_that_are_no_picture(diamond: SearchSpace, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--out must end in .png or .svg, but is .*space.pdf"):
+    with pytest.raises(ConfigError, match=r"must end in .png or .svg, but is .*space.pdf"):
         draw(load_chart(diamond), tmp_path / "space.pdf")
 
 

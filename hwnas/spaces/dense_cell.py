@@ -33,14 +33,14 @@ Build = Callable[[int, int, int], OpSpec]
 """c_in, c_out, side -> operator."""
 NORMS: dict[str, Build] = {
     "bn_relu": lambda c, _, side: OpSpec("norm_relu", c, c, side, side),
-    "bn": lambda c, _, side: OpSpec("norm", c, c, side, side),
+    "bn": lambda c, _, side: OpSpec("batch_norm", c, c, side, side),
     "identity": lambda c, _, side: OpSpec("identity", c, c, side, side),
 }
 CONVS: dict[str, Build] = {
-    "1x1": lambda c, out, side: OpSpec("plain_conv", c, out, side, side),
-    "3x3": lambda c, out, side: OpSpec("plain_conv", c, out, side, side, kernel=3),
-    "1x1_group": lambda c, out, side: OpSpec("plain_conv", c, out, side, side, groups=GROUPS),
-    "3x3_group": lambda c, out, side: OpSpec("plain_conv", c, out, side, side, kernel=3, groups=GROUPS),
+    "1x1": lambda c, out, side: OpSpec("conv", c, out, side, side),
+    "3x3": lambda c, out, side: OpSpec("conv", c, out, side, side, kernel=3),
+    "1x1_group": lambda c, out, side: OpSpec("conv", c, out, side, side, groups=GROUPS),
+    "3x3_group": lambda c, out, side: OpSpec("conv", c, out, side, side, kernel=3, groups=GROUPS),
     "1x1_learned_group": lambda c, out, side: OpSpec("learned_group_conv", c, out, side, side, groups=GROUPS),
     "3x3_depthwise": lambda c, out, side: OpSpec("depthwise_pointwise", c, out, side, side, kernel=3),
 }
@@ -50,18 +50,6 @@ CONVS: dict[str, Build] = {
 def norm_relu(op: OpSpec) -> nn.Module:
     """BatchNorm and ReLU, before a convolution."""
     return nn.Sequential(nn.BatchNorm2d(op.c_in), nn.ReLU())
-
-
-@operator("norm")
-def norm(op: OpSpec) -> nn.Module:
-    """BatchNorm alone."""
-    return nn.BatchNorm2d(op.c_in)
-
-
-@operator("plain_conv")
-def plain_conv(op: OpSpec) -> nn.Module:
-    """A convolution and nothing else."""
-    return conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation)
 
 
 @operator("depthwise_pointwise")
