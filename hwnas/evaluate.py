@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hwnas import layers
+from hwnas.checkpoint import load_state
 from hwnas.data import Dataset, Part, batches
 from hwnas.errors import ConfigError, RunError, nearest
 from hwnas.space import Architecture, SearchSpace
@@ -196,6 +197,20 @@ class SharedWeights:
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def trained_in(self, run: str) -> SharedWeights:
+        """The same data with the weights that another run has trained, whoever trained them there: evaluator or searcher.
+
+        Args:
+            run: its folder, or its supernet.safetensors.
+
+        Raises:
+            RunError: there are none, or they are another supernet's.
+        """
+        file = Path(run) / "supernet.safetensors" if Path(run).is_dir() else Path(run)
+        other = SharedWeights(self.space, self.data, self.settings, self.seed)
+        other.load({name.removeprefix("network."): tensor for name, tensor in load_state(file)[0].items()})
+        return other
 
     def tensors(self) -> dict[str, Tensor]:
         """The shared weights, for a checkpoint."""

@@ -33,40 +33,50 @@ class GaussianProcess:
 
     Args:
         groups: how many groups of features there are, each scaled to a mean squared distance of 1.
+        doubtful: whether some rows, the last ones, have noise of their own: ten times that of the others before anything is seen.
     """
 
-    def __init__(self, groups: int) -> None:
-        self._prior = np.array([*[math.log(0.5 / max(groups, 1))] * groups, 0.0, math.log(1e-2)])
-        self._spread = np.array([_SPREAD[0]] * groups + list(_SPREAD[1:]))
+    def __init__(self, groups: int, doubtful: bool = False) -> None:
+        noises = 1 + doubtful
+        self._prior = np.array([*[math.log(0.5 / max(groups, 1))] * groups, 0.0, math.log(1e-2), math.log(1e-1)][: groups + 1 + noises])
+        self._spread = np.array([_SPREAD[0]] * groups + [_SPREAD[1]] + [_SPREAD[2]] * noises)
+        self._groups = groups
         self.theta = self._prior.copy()
-        """Logarithms of the groups' weights, the amplitude and the noise."""
+        """Logarithms of the groups' weights, the amplitude and the noise, and that of the doubtful rows."""
 
-    def fit(self, between: NDArray[np.float32], values: Floats) -> None:
-        """Chooses `theta` for values with those distances (group, row, row), from where it stands."""
+    def _noises(self, theta: Floats, rows: int, doubtful: int) -> Floats:
+        """The noise of each row, of which the last ones are doubtful."""
+        return np.repeat(np.exp(theta[[self._groups + 1, -1]]), [rows - doubtful, doubtful])
+
+    def fit(self, between: NDArray[np.float32], values: Floats, doubtful: int = 0) -> None:
+        """Chooses `theta` for values with those distances (group, row, row), from where it stands; `doubtful` counts the last rows."""
         squared, scaled = between.astype(np.float64), _standardised(values)[0]
-        bounds = [_BOUNDS[0]] * len(squared) + list(_BOUNDS[1:])
+        bounds = [_BOUNDS[0]] * len(squared) + [_BOUNDS[1]] + [_BOUNDS[2]] * (len(self.theta) - self._groups - 1)
         self.theta = minimize(
-            self.loss, self.theta, (squared, scaled), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS}
+            self.loss, self.theta, (squared, scaled, doubtful), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": _STEPS}
         ).x
 
-    def loss(self, theta: Floats, squared: Floats, values: Floats) -> tuple[float, Floats]:
+    def loss(self, theta: Floats, squared: Floats, values: Floats, doubtful: int = 0) -> tuple[float, Floats]:
         """Minus the logarithm of likelihood and prior of standardised values (but for a constant), and its gradient."""
-        weights, amplitude, noise = np.exp(theta[:-2]), math.exp(theta[-2]), math.exp(theta[-1])
+        weights, amplitude = np.exp(theta[: self._groups]), math.exp(theta[self._groups])
+        noise = self._noises(theta, len(values), doubtful)
         shape, slope = _matern(np.tensordot(weights, squared, 1))
-        factor = _factor(amplitude * shape + (noise + _JITTER) * np.eye(len(values))), True
+        factor = _factor(np.asarray(amplitude * shape + np.diag(noise + _JITTER), np.float64)), True
         alpha = cho_solve(factor, values)
         inner = np.outer(alpha, alpha) - cho_solve(factor, np.eye(len(values)))
         off = (theta - self._prior) / self._spread
         value = 0.5 * values @ alpha + np.log(np.diag(factor[0])).sum() + 0.5 * off @ off
         by_weight = -0.5 * amplitude * weights * np.tensordot(squared, inner * slope, 2)
-        by_rest = [-0.5 * amplitude * (inner * shape).sum(), -0.5 * noise * np.trace(inner)]
+        by_noise = -0.5 * noise * np.diag(inner)
+        sure = len(values) - doubtful
+        by_rest = [-0.5 * amplitude * (inner * shape).sum(), by_noise[:sure].sum(), by_noise[sure:].sum()][: len(theta) - self._groups]
         return float(value), np.array([*by_weight, *by_rest]) + off / self._spread
 
-    def posterior(self, between: NDArray[np.float32], across: NDArray[np.float32], values: Floats) -> Posterior:
-        """What `values` say of rows at the distances `across` (group, row, told)."""
-        amplitude, noise = math.exp(self.theta[-2]), math.exp(self.theta[-1])
+    def posterior(self, between: NDArray[np.float32], across: NDArray[np.float32], values: Floats, doubtful: int = 0) -> Posterior:
+        """What `values`, the last of them doubtful, say of rows at the distances `across` (group, row, told)."""
+        amplitude, noise = np.exp(self.theta[self._groups : self._groups + 2])
         scaled, mean, deviation = _standardised(values)
-        told = self.kernel(between).astype(np.float64) + (noise + _JITTER) * np.eye(len(values))
+        told = self.kernel(between).astype(np.float64) + np.diag(self._noises(self.theta, len(values), doubtful) + _JITTER)
         factor = _factor(told)
         towards = self.kernel(across)
         weights = cho_solve((factor, True), scaled).astype(np.float32)
@@ -76,8 +86,8 @@ class GaussianProcess:
 
     def kernel(self, squared: NDArray[np.float32]) -> NDArray[np.float32]:
         """Covariance at those distances (group, ...), in single precision."""
-        weights = np.exp(self.theta[:-2]).astype(np.float32)
-        return np.float32(math.exp(self.theta[-2])) * _matern(np.tensordot(weights, squared, 1))[0].astype(np.float32)
+        weights = np.exp(self.theta[: self._groups]).astype(np.float32)
+        return np.float32(math.exp(self.theta[self._groups])) * _matern(np.tensordot(weights, squared, 1))[0].astype(np.float32)
 
 
 class Posterior:

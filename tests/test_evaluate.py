@@ -213,3 +213,21 @@ def test_weights_go_to_a_checkpoint_and_back(space: SearchSpace, data: Dataset, 
     save_state(tmp_path / "state", one.tensors(), {})
     with pytest.raises(RunError, match="another supernet than that of mobilenet_v2"):
         make(load_space("mobilenet_v2", {**SMALL, "kernels": [3]}), data).load(one.tensors())
+
+
+def test_weights_that_another_run_has_trained_are_found_whoever_trained_them(space: SearchSpace, data: Dataset, tmp_path: Path) -> None:
+    trained = make(space, data, tmp_path / "evaluator" / "supernet.safetensors")
+    prepared(trained)
+    save_state(tmp_path / "searcher.safetensors", {**trained.tensors(), "logits": torch.zeros(1)}, {})
+    fresh = make(space, data)
+    before = fresh.tensors()["supernet." + next(iter(fresh.supernet.state_dict()))].clone()
+    for run in (tmp_path / "evaluator", tmp_path / "searcher.safetensors"):
+        found = fresh.trained_in(str(run))
+        assert same(found, trained)
+        assert found.score((0,) * len(space.slots), 0) == trained.score((0,) * len(space.slots), 0)
+    assert torch.equal(before, next(iter(fresh.tensors().values())))
+    with pytest.raises(RunError, match="there is no checkpoint"):
+        fresh.trained_in(str(tmp_path))
+    other = make(load_space("mobilenet_v2", SMALL), data)
+    with pytest.raises(RunError, match="another supernet"):
+        other.trained_in(str(tmp_path / "evaluator"))

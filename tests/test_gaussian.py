@@ -27,7 +27,7 @@ def values() -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 def covariance(process: GaussianProcess, a: Groups, b: Groups) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Matern 5/2, entry by entry."""
-    weights, amplitude = np.exp(process.theta[:-2]), math.exp(process.theta[-2])
+    weights, amplitude = np.exp(process.theta[: len(a)]), math.exp(process.theta[len(a)])
     out = np.zeros((len(a[0]), len(b[0])))
     for i in range(len(a[0])):
         for j in range(len(b[0])):
@@ -70,23 +70,35 @@ def test_assuming_a_row_is_conditioning_on_its_mean(groups: Groups, values: np.n
     np.testing.assert_allclose(found.deviation, values.std() * np.sqrt(variance[[3, 1]]), rtol=1e-3)
 
 
-def test_loss_is_the_likelihood_and_the_prior_and_its_gradient_the_numerical_one(groups: Groups) -> None:
-    process = GaussianProcess(2)
+@pytest.mark.parametrize("doubtful", [0, 4])
+def test_loss_is_the_likelihood_and_the_prior_and_its_gradient_the_numerical_one(groups: Groups, doubtful: int) -> None:
+    process = GaussianProcess(2, doubtful=doubtful > 0)
     squared = distances(rows(groups, slice(10)), rows(groups, slice(10))).astype(np.float64)
     values = np.random.default_rng(2).normal(size=10)
-    theta = np.array([-0.3, 0.4, 0.2, -2.0])
-    assert check_grad(lambda at: process.loss(at, squared, values)[0], lambda at: process.loss(at, squared, values)[1], theta) < 1e-4
+    theta = np.array([-0.3, 0.4, 0.2, -2.0] + [-1.0] * (doubtful > 0))
+    given = squared, values, doubtful
+    assert check_grad(lambda at: process.loss(at, *given)[0], lambda at: process.loss(at, *given)[1], theta) < 1e-4
 
     def naive(at: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
         process.theta = at
-        matrix = covariance(process, rows(groups, slice(10)), rows(groups, slice(10))) + (math.exp(at[-1]) + 1e-6) * np.eye(10)
-        prior = np.array([math.log(0.25), math.log(0.25), 0.0, math.log(1e-2)])
-        return float(-multivariate_normal(np.zeros(10), matrix).logpdf(values) + 0.5 * (((at - prior) / [1.5, 1.5, 1.0, 1.5]) ** 2).sum())
+        noise = [math.exp(at[3])] * (10 - doubtful) + [math.exp(at[-1])] * doubtful
+        matrix = covariance(process, rows(groups, slice(10)), rows(groups, slice(10))) + np.diag(np.array(noise) + 1e-6)
+        prior = np.array([math.log(0.25), math.log(0.25), 0.0, math.log(1e-2), math.log(1e-1)])[: len(at)]
+        off = (at - prior) / np.array([1.5, 1.5, 1.0, 1.5, 1.5])[: len(at)]
+        return float(-multivariate_normal(np.zeros(10), matrix).logpdf(values) + 0.5 * (off**2).sum())
 
-    other = np.array([0.5, -1.0, -0.4, -4.0])
-    assert process.loss(theta, squared, values)[0] - process.loss(other, squared, values)[0] == pytest.approx(
-        naive(theta) - naive(other), rel=1e-4
-    )
+    other = np.array([0.5, -1.0, -0.4, -4.0] + [0.5] * (doubtful > 0))
+    assert process.loss(theta, *given)[0] - process.loss(other, *given)[0] == pytest.approx(naive(theta) - naive(other), rel=1e-4)
+
+
+def test_doubtful_rows_count_less(groups: Groups) -> None:
+    process = GaussianProcess(2, doubtful=True)
+    told = rows(groups, slice(6))
+    between, values = distances(told, told), np.array([0.0, 0.2, -0.1, 1.0, -1.0, 0.5])
+    posterior = process.posterior(between, between, values, doubtful=3)
+    off = np.abs(posterior.mean - values)
+    assert off[:3].max() < off[3:].max()
+    assert posterior.deviation[:3].max() < posterior.deviation[3:].min()
 
 
 def test_fitting_finds_the_group_that_matters() -> None:

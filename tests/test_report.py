@@ -206,4 +206,4 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for write in (draw_png, write_html):
         with pytest.raises(ExportError, match="cannot write"):
-            write(CASES["none"](), tmp_path / "file" / "front")
+            write(CASES["none"](), tmp_path / "file" / "front.png")

@@ -6,6 +6,7 @@ have the Gaussian process's. It is computed for the whole space where that is sm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,8 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from hwnas.cost import Cost, TabularCost
-from hwnas.evaluate import Objective, Trial
+from hwnas.errors import ConfigError, RunError
+from hwnas.evaluate import MEASURED, Objective, SharedWeights, Trial
 from hwnas.features import Features
 from hwnas.gaussian import GaussianProcess, Posterior, distances
 from hwnas.pareto import gaps, nondominated, spread
@@ -36,6 +38,7 @@ _SHORTLIST = 1000  # candidates that a batch is chosen from, one after the other
 _LARGE_FRONT = 30  # members of a front of four and more objectives that improvement is computed against
 _NEAR = 4  # candidates, at least, that one of the first networks is drawn from
 _PARENTS = 20  # best candidates whose neighbours are looked at
+_TASK = "task"  # the group of features that tells scores by a supernet from trials
 _FLOOR = 1e-2  # of the median: values below are as good as it, so that a logarithm of 0 is never taken
 
 
@@ -61,12 +64,19 @@ class Prospector(Searcher):
 
     The first networks are spread along a known cost, beginning with the cheapest. Of a batch each network is chosen as if
     those before it had turned out as expected. Errors, losses and costs are compared by their logarithms: a tenth less is
-    worth the same at either end of the front.
+    worth the same at either end of the front. Scores by a supernet that another run has trained are data for the Gaussian
+    processes too, at a distance from the trials that is learnt: as far as both agree they count.
 
     Args:
-        initial: networks that are asked before there is a model.
+        initial: networks that are asked before there is a model; by default 6, and 3 where a supernet has scored networks.
         whole: assignments of choices up to which every network is a candidate, if costs are looked up and not computed one by one.
         pool: candidates that are drawn for each ask elsewhere, an eighth of it where networks are pruned or priced one by one.
+        supernet: the folder of a run on this space that has trained a supernet; none by default.
+        ranked: random networks that it scores, before anything is asked.
+
+    Raises:
+        ConfigError: a supernet without data to score networks on, or without an objective that it scores.
+        RunError: the run has no supernet, or that of another space.
     """
 
     small: ClassVar[dict[str, Any]] = {"initial": 3, "whole": 16, "pool": 32}
@@ -76,12 +86,14 @@ class Prospector(Searcher):
         problem: Problem,
         rng: np.random.Generator,
         *,
-        initial: Annotated[int, Field(ge=2)] = 6,
+        initial: Annotated[int, Field(ge=2)] | None = None,
         whole: Annotated[int, Field(ge=1)] = 1 << 14,
         pool: Annotated[int, Field(ge=16)] = 1000,
+        supernet: str = "",
+        ranked: Annotated[int, Field(ge=8)] = 64,
     ) -> None:
         super().__init__(problem, rng)
-        self.initial = initial
+        self.initial = initial or (3 if supernet else 6)
         slow = [m for m in (*(o.name for o in problem.objectives), *problem.budgets) if m in problem.costs and not _quick(problem.costs[m])]
         self._all = problem.space.size <= whole and not slow
         self._size = pool if problem.space.expectable and not slow else max(16, pool // 8)
@@ -90,25 +102,34 @@ class Prospector(Searcher):
         self._measured = [o for o in problem.objectives if o.name not in problem.costs]
         self._archs: list[Architecture] = []
         self._values: dict[str, list[float]] = {o.name: [] for o in self._measured}
-        self._processes = {o.name: GaussianProcess(len(self._scales)) for o in self._measured}
+        self._supernet, self._number = self._supernet_of(supernet) if supernet else None, ranked
+        self._ranked: list[Architecture] = []
+        self._scores: dict[str, list[float]] = {}
+        self._processes = {
+            o.name: GaussianProcess(len(self._groups), doubtful=self._supernet is not None and o.name in MEASURED) for o in self._measured
+        }
         self._fitted = 0
         self._priced: dict[tuple[str, Architecture], float] = {}
 
     def propose(self, n: int) -> list[Architecture]:
         """The next of the first networks, or the batch of the largest expected improvement."""
+        if self._supernet is not None and not self._ranked:
+            self._rank(self._supernet, list(dict.fromkeys(self.problem.random(self.rng) for _ in range(self._number))))
         chosen = self._first(n) if len(self._archs) < self.initial else self._best(n)
         return self.unasked(chain(chosen, self.random_architectures(n)), n)
 
     def learn(self, trials: Sequence[Trial]) -> None:
         """Remembers what was measured, and fits the Gaussian processes anew where there is much more of it."""
         self._archs += [trial.arch for trial in trials]
+        if self._supernet is not None:
+            self._rank(self._supernet, [trial.arch for trial in trials])
         for objective in self._measured:
             self._values[objective.name] += [_positive(objective, trial.values[objective.name]) for trial in trials]
         if len(self._archs) >= max(self.initial, self._fitted * _REFIT):
             told = self._told()
-            between = distances(told.groups, told.groups)
             for name, process in self._processes.items():
-                process.fit(between, _log(np.array(self._values[name])))
+                groups, values = self._evidence(name, told)
+                process.fit(distances(groups, groups), values, len(values) - len(told.archs))
             self._fitted = len(self._archs)
 
     def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -116,6 +137,9 @@ class Prospector(Searcher):
         tensors = {"archs": torch.tensor(self._archs, dtype=torch.int64).reshape(-1, len(self.problem.space.slots))}
         tensors |= {f"values.{name}": torch.tensor(values, dtype=torch.float64) for name, values in self._values.items()}
         tensors |= {f"theta.{name}": torch.as_tensor(process.theta) for name, process in self._processes.items()}
+        if self._ranked:
+            tensors["ranked"] = torch.tensor(self._ranked, dtype=torch.int64)
+            tensors |= {f"scores.{name}": torch.tensor(scores, dtype=torch.float64) for name, scores in self._scores.items()}
         return tensors, {"fitted": self._fitted}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -125,6 +149,51 @@ class Prospector(Searcher):
         for name, process in self._processes.items():
             process.theta = tensors[f"theta.{name}"].numpy()
         self._fitted = values["fitted"]
+        if "ranked" in tensors:
+            self._ranked = [tuple(row) for row in tensors["ranked"].tolist()]
+            self._scores = {name.removeprefix("scores."): t.tolist() for name, t in tensors.items() if name.startswith("scores.")}
+
+    def _supernet_of(self, run: str) -> SharedWeights:
+        """That of another run, to score networks with."""
+        if self.problem.shared is None:
+            raise ConfigError("a supernet ranks networks by scores on data; give the experiment a data section, or leave supernet out")
+        if not any(objective.name in MEASURED for objective in self._measured):
+            raise ConfigError(f"a supernet scores {', '.join(sorted(MEASURED))}, and none of them is an objective; leave supernet out")
+        return self.problem.shared.trained_in(run)
+
+    def _rank(self, supernet: SharedWeights, archs: Sequence[Architecture]) -> None:
+        """Lets the supernet score networks."""
+        for arch in archs:
+            values = supernet.score(arch, supernet.seed)
+            self._ranked.append(arch)
+            for objective in self._measured:
+                if objective.name in MEASURED:
+                    score = _positive(objective, values[objective.name])
+                    self._scores.setdefault(objective.name, []).append(score if math.isfinite(score) else math.inf)
+        if not any(math.isfinite(score) for scores in self._scores.values() for score in scores):
+            raise RunError("the supernet ranks nothing: its scores are no numbers; train it with a lower lr, or leave supernet out")
+
+    def _evidence(self, name: str, told: _Pool) -> tuple[list[NDArray[np.float32]], Floats]:
+        """Features and values (logarithms) that the process of a measured objective learns from.
+
+        Scores by a supernet are shifted and scaled so that those of the told networks have the mean and spread of the trials.
+        """
+        values = _log(np.array(self._values[name]))
+        if name not in self._scores:
+            return told.groups, values
+        scores = np.array(self._scores[name])
+        finite = np.isfinite(scores)
+        scores = _log(scores[finite])
+        archs = np.array(self._ranked, dtype=np.int64)[finite]
+        same = scores[len(finite) - len(values) :] if finite.all() else scores
+        scores = values.mean() + (scores - same.mean()) * values.std() / (same.std() or 1.0)
+        ranked = self._describe(archs, self.features(archs)[1], task=1.0)
+        return [np.vstack(both) for both in zip(told.groups, ranked.groups, strict=True)], np.concatenate([values, scores])
+
+    @property
+    def _groups(self) -> list[str]:
+        """The names of the groups of features of a pool."""
+        return [*(name for name, _ in self._scales), *([_TASK] if self._supernet is not None else [])]
 
     @cached_property
     def _sample(self) -> Rows:
@@ -162,11 +231,14 @@ class Prospector(Searcher):
         costs = [self._cost(metric, archs) for metric, cost in self.problem.costs.items() if _quick(cost)]
         return groups | ({"costs": np.stack(costs, 1).astype(np.float32)} if costs else {})
 
-    def _describe(self, archs: Rows, groups: dict[str, NDArray[np.float32]]) -> _Pool:
+    def _describe(self, archs: Rows, groups: dict[str, NDArray[np.float32]], task: float = 0.0) -> _Pool:
         """Features, scaled, and known objectives of valid architectures."""
         groups = self._with_costs(archs, groups)
         known = {objective.name: self._cost(objective.name, archs) for objective in self._known}
-        return _Pool(archs, [(scale * groups[name]).astype(np.float32) for name, scale in self._scales], known)
+        scaled = [(scale * groups[name]).astype(np.float32) for name, scale in self._scales]
+        if self._supernet is not None:
+            scaled.append(np.full((len(archs), 1), task, np.float32))
+        return _Pool(archs, scaled, known)
 
     def _told(self) -> _Pool:
         archs = np.array(self._archs, dtype=np.int64)
@@ -187,8 +259,7 @@ class Prospector(Searcher):
         pool = self._pool(self._sample)
         cost = np.sum(list(pool.known.values()), 0) if pool.known else np.zeros(len(pool.archs))
         order = np.argsort(cost, kind="stable")
-        names = [name for name, _ in self._scales]
-        alike = [group.round(3) for name, group in zip(names, pool.groups, strict=True) if name not in ("places", "costs")]
+        alike = [group.round(3) for name, group in zip(self._groups, pool.groups, strict=True) if name not in ("places", "costs")]
         return pool.only(np.sort(order[np.unique(np.hstack(alike)[order], axis=0, return_index=True)[1]]) if alike else order)
 
     def _mutants(self, parents: Rows, n: int) -> Rows:
@@ -215,21 +286,15 @@ class Prospector(Searcher):
 
     def _best(self, n: int) -> Iterator[Architecture]:
         """Networks of the largest expected improvement, one after the other."""
-        model = _Model(self._told(), self._objectives)
+        told = self._told()
+        evidence = {name: (process, *self._evidence(name, told)) for name, process in self._processes.items()}
+        model = _Model(told, [(o.name, evidence.get(o.name)) for o in self.problem.objectives])
         pool = self._whole if self._all else self._near(model)
-        told = {tuple(arch) for arch in self.asked.values()}
-        for row in model.batch(pool, np.array([tuple(arch) not in told for arch in pool.archs.tolist()])):
+        asked = {tuple(arch) for arch in self.asked.values()}
+        for row in model.batch(pool, np.array([tuple(arch) not in asked for arch in pool.archs.tolist()])):
             arch = tuple(pool.archs[row].tolist())
             if self.problem.space.identity(arch) not in self.asked:
                 yield arch
-
-    @property
-    def _objectives(self) -> list[tuple[str, tuple[GaussianProcess, Floats] | None]]:
-        """The names of the objectives, those that are measured with their process and the logarithms of what was told."""
-        return [
-            (name, (self._processes[name], _log(np.array(self._values[name]))) if name in self._values else None)
-            for name in (objective.name for objective in self.problem.objectives)
-        ]
 
     def _near(self, model: _Model) -> _Pool:
         """Of a space too large to go through: networks drawn at random, mutants of the front, and mutants of the best of these."""
@@ -247,14 +312,16 @@ class _Model:
 
     Args:
         told: the networks.
-        objectives: names, and where one is measured its Gaussian process and its values.
+        objectives: names, and where one is measured its Gaussian process with the features and values that it learns from,
+            those of `told` first.
     """
 
-    def __init__(self, told: _Pool, objectives: Sequence[tuple[str, tuple[GaussianProcess, Floats] | None]]) -> None:
+    def __init__(
+        self, told: _Pool, objectives: Sequence[tuple[str, tuple[GaussianProcess, list[NDArray[np.float32]], Floats] | None]]
+    ) -> None:
         self.told = told
         self._objectives = objectives
-        self._between = distances(told.groups, told.groups)
-        self.values = np.stack([told.known[name] if process is None else process[1] for name, process in objectives], 1)
+        self.values = np.stack([told.known[name] if process is None else process[2][: len(told.archs)] for name, process in objectives], 1)
         """(network, objective)"""
 
     def improvement(self, pool: _Pool) -> Floats:
@@ -282,9 +349,12 @@ class _Model:
                 belief.assume(best, squared)
 
     def _beliefs(self, pool: _Pool) -> list[Posterior | _Known]:
-        across = distances(pool.groups, self.told.groups)
         return [
-            _Known(pool.known[name]) if process is None else process[0].posterior(self._between, across, process[1])
+            _Known(pool.known[name])
+            if process is None
+            else process[0].posterior(
+                distances(process[1], process[1]), distances(pool.groups, process[1]), process[2], len(process[2]) - len(self.told.archs)
+            )
             for name, process in self._objectives
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from scipy.stats import norm
 
 from hwnas import pareto, plugins, resources
 from hwnas.cost import Cost, CostModel, PeakMemory, TabularCost
-from hwnas.errors import ConfigError
-from hwnas.evaluate import Objective, Trial
+from hwnas.errors import ConfigError, RunError
+from hwnas.evaluate import Objective, SharedWeights, Trial
 from hwnas.op import OpSpec
 from hwnas.searcher import Problem, Searcher
 from hwnas.searchers.prospector import Prospector, _halving, expected_improvement
@@ -228,6 +229,71 @@ def test_tabulated_costs_are_gone_through() -> None:
     table = np.random.default_rng(0).uniform(1, 2, SHORT.num_choices)
     problem = Problem(SHORT, (ERROR, Objective("latency_ms")), {"latency_ms": TabularCost(SHORT, "latency_ms", table)})
     assert Prospector(problem, np.random.default_rng(0)).ask(1) == [tuple(int(i) for i in np.unravel_index(table.argmin(), table.shape))]
+
+
+class Ranker(SharedWeights):
+    """Shared weights whose scores are the true errors with noise, and that count how often they are asked."""
+
+    seed = 0
+
+    def __init__(self, noise: float) -> None:  # no supernet: the scores are made up
+        self.noise, self.asked = noise, 0
+
+    def trained_in(self, run: str) -> Ranker:
+        return self
+
+    def score(self, arch: Architecture, seed: int) -> dict[str, float]:
+        self.asked += 1
+        return {"error": error_of(arch) * float(np.exp(self.noise * np.random.default_rng(arch).standard_normal()))}
+
+
+def ranked_problem(ranker: Ranker) -> Problem:
+    problem = problem_of(LONG)
+    return Problem(LONG, problem.objectives, problem.costs, shared=ranker)
+
+
+def test_a_supernet_s_ranking_helps_where_there_are_few_trials() -> None:
+    def mean(noise: float, **options: Any) -> float:
+        found = []
+        for seed in range(5):
+            problem = ranked_problem(Ranker(noise))
+            searcher = plugins.build("searchers", "prospector", options, problem, np.random.default_rng(seed))
+            trials: list[Trial] = []
+            for _ in range(4):
+                archs = searcher.ask(2)
+                new = [Trial(0, arch, {"error": error_of(arch), "macs": float(problem.costs["macs"].of([arch]))}) for arch in archs]
+                searcher.tell(new)
+                trials += new
+            found.append(volume(trials, (1.0, 1.1 * float(problem.costs["macs"].of([(3,) * 10])))))
+        return float(np.mean(found))
+
+    alone, guided, misled = mean(0), mean(0.1, supernet="run"), mean(3.0, supernet="run")
+    assert guided > 1.05 * alone
+    assert misled > 0.9 * alone
+
+
+def test_a_ranking_is_made_once_and_kept() -> None:
+    ranker = Ranker(0.1)
+    options = {"supernet": "run", "ranked": 20}
+    searcher = Prospector(ranked_problem(ranker), np.random.default_rng(0), **options)  # type: ignore[arg-type]
+    searcher.tell([Trial(i, arch, {"error": error_of(arch), "macs": 1.0}) for i, arch in enumerate(searcher.ask(8))])
+    state = searcher.state()
+    assert ranker.asked == 20 + 8  # the told ones too, so that scores and trials can be compared
+    again = Prospector(ranked_problem(ranker), np.random.default_rng(1), **options)  # type: ignore[arg-type]
+    again.restore(state)
+    before = ranker.asked
+    assert again.ask(4) == searcher.ask(4)
+    assert ranker.asked == before
+
+
+def test_a_ranking_that_cannot_be_had_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="give the experiment a data section"):
+        Prospector(problem_of(LONG), np.random.default_rng(0), supernet="run")
+    nothing = Problem(LONG, (MACS,), problem_of(LONG).costs, shared=Ranker(0))
+    with pytest.raises(ConfigError, match="none of them is an objective"):
+        Prospector(nothing, np.random.default_rng(0), supernet="run")
+    with pytest.raises(RunError, match="ranks nothing"):
+        Prospector(ranked_problem(Ranker(float("nan"))), np.random.default_rng(0), supernet="run").ask(1)
 
 
 def test_options_out_of_range_are_errors() -> None:
