@@ -225,7 +225,7 @@ def draw(chart: Chart, path: Path) -> None:
     ending(path)
     columns = _columns(chart.bars)
     rows = max(len(column) for column in columns)
-    heights = (5.6, max(1.6, 0.75 + 0.155 * rows))
+    heights = (max(5.6, 2.0 * len(chart.networks)), max(1.6, 0.75 + 0.155 * rows))
     with mpl.rc_context(LOOKS):
         figure = Figure(figsize=(15, sum(heights) + 1.3), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
         figure.suptitle(chart.title, x=0.01, ha="left", fontsize=15, fontweight="bold")
@@ -316,11 +316,11 @@ def _draw_network(chart: Chart, network: NetworkTime, axes: Axes) -> None:
         axes.annotate(f"{left / network.total:.0%}", (left, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(range(len(stages)), stages, fontsize=9)
     axes.invert_yaxis()
-    axes.margins(x=0.1)
+    axes.set_xlim(0, 1.12 * max(sum(spent.values()) for spent in network.stages.values()))
     axes.grid(True, axis="x")
-    inside = {kind for stage in network.stages.values() for kind in stage}
+    inside = {kind for stage in network.stages.values() for kind, value in stage.items() if value > 0}
     handles = [_patch(_look(chart, kind)[0], kind) for kind in sorted(inside, key=lambda kind: _rank(chart, kind)) if kind != OVERHEAD]
-    axes.legend(handles=handles, loc="best", frameon=False, fontsize=8)
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.05), frameon=False, fontsize=8)
 
 
 def _rank(chart: Chart, kind: str) -> int:
