@@ -162,3 +162,27 @@ def test_probes_of_a_space_smaller_than_their_number(diamond: SearchSpace) -> No
     probes = choose_probes(diamond, isolated, 40, np.random.default_rng(0))
     networks = {diamond.alive(arch) for arch in probes}
     assert len(probes) == len(networks) == len({diamond.alive(arch) for arch in diamond.all()})
+
+
+def test_networks_chosen_to_calibrate_by_do_better_than_random_ones() -> None:
+    ratios = []
+    for name in NAMES:
+        space = load_space(name)
+        rng = np.random.default_rng(0)
+        isolated = np.array([2e-3 + 3e-7 * resources.macs(op) for op in space.operators()])
+        counts = CostModel(space, lambda op: 0.0).counts
+        true = isolated * rng.lognormal(0, 0.2, len(isolated))
+        others = [space.random(rng) for _ in range(200)]
+        errors: dict[str, list[float]] = {"chosen": [], "random": []}
+        for seed in range(5):
+            noise = 1 + 0.02 * np.random.default_rng(seed).standard_normal(24)
+            networks = {
+                "chosen": choose_probes(space, isolated, 24, np.random.default_rng(seed)),
+                "random": [space.random(np.random.default_rng([seed, i])) for i in range(24)],
+            }
+            for kind, probes in networks.items():
+                calibration = Calibration(space, isolated, probes, counts(probes).numpy() @ true * noise)
+                wrong = calibration.predict(others)[0] / (counts(others).numpy() @ true) - 1
+                errors[kind].append(float(np.sqrt((wrong**2).mean())))
+        ratios.append(np.mean(errors["chosen"]) / np.mean(errors["random"]))
+    assert np.exp(np.mean(np.log(ratios))) < 0.97 and max(ratios) < 1.02
