@@ -42,7 +42,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, experiment: Experiment) -> Run:
-        """A new run, or the one that is there if its configuration is the same.
+        """A new run, or the one that is there if its configuration is the same; one that has nothing yet but a configuration is replaced.
 
         Raises:
             RunError: the folder cannot be written to or holds a run of another configuration.
@@ -51,11 +51,13 @@ class Run:
         if path.exists():
             there = cls.open(folder).experiment
             different = _differences(there.model_dump(), experiment.model_dump())
-            if different:
+            begun = there.storage is not None or any(other.name != path.name for other in folder.iterdir())
+            if different and begun:
                 raise RunError(
                     f"{folder} holds a run of another configuration ({'; '.join(different)}); choose another folder with --run or delete it"
                 )
-            return cls(folder, experiment)
+            if not different:
+                return cls(folder, experiment)
         text = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,12 @@ def test_created_again_it_is_the_same_and_with_another_configuration_refused(run
         Run.create(run.folder, load_experiment("tiny.yaml", ["trials=13"]))
 
 
+def test_one_that_never_began_is_replaced(tiny: Path) -> None:
+    Run.create(tiny / "run", load_experiment("tiny.yaml"))
+    changed = load_experiment("tiny.yaml", ["trials=13"])
+    assert Run.create(tiny / "run", changed).experiment == Run.open(tiny / "run").experiment == changed
+
+
 def test_folders_that_are_no_runs(tiny: Path) -> None:
     with pytest.raises(RunError, match="is not a run"):
         Run.open(tiny)
