@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,19 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from hwnas import plugins, resources
-from hwnas.cost import Cost, CostModel, PeakMemory
+from hwnas.cost import CostModel
 from hwnas.data import Augmentation, Dataset, Part
 from hwnas.errors import ConfigError
-from hwnas.evaluate import Objective, SharedWeights
 from hwnas.run import Run
 from hwnas.searcher import Problem
 from hwnas.searchers import instanas
 from hwnas.searchers.instanas import InstaNAS
 from hwnas.space import SearchSpace, load_space
 from hwnas.spaces.instance_mobilenet import InstanceMobileNet
-from hwnas.train import TrainSettings
 from hwnas.verify import MemberReport
+from tests.searchers import brightness
+
+make_problem = partial(brightness.make_problem, of_class=8)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -39,27 +41,6 @@ def meta() -> InstanceMobileNet:
     space = load_space("instance_mobilenet", {**InstanceMobileNet.small, "channels": 1, "classes": 4})
     assert isinstance(space, InstanceMobileNet)
     return space
-
-
-def made_up_data(space: SearchSpace) -> Dataset:
-    """Eight images a class, whose brightness tells it."""
-    labels = torch.arange(8 * space.classes) % space.classes
-    noise = torch.randint(0, 50, (len(labels), *space.input_shape), generator=generator())
-    part = Part((noise + labels.view(-1, 1, 1, 1) * (200 // space.classes)).to(torch.uint8), labels)
-    return Dataset("made up", part, part, part, tuple(map(str, range(space.classes))), Augmentation())
-
-
-def make_problem(
-    space: SearchSpace,
-    *,
-    budgets: dict[str, float] | None = None,
-    seed: int = 0,
-    data: Dataset | None = None,
-    checkpoint: Path | None = None,
-) -> Problem:
-    costs: dict[str, Cost] = {"macs": CostModel(space, resources.macs, metric="macs"), "peak_mb": PeakMemory(space)}
-    shared = SharedWeights(space, data or made_up_data(space), TrainSettings(epochs=1), seed, checkpoint)
-    return Problem(space, (Objective("error"), Objective("macs")), costs, budgets or {}, shared=shared)
 
 
 def make(problem: Problem, seed: int = 0, **options: Any) -> InstaNAS:

@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwnas import distribution, plugins, resources
-from hwnas.cost import Cost, CostModel, PeakMemory, choice_mask, one_hot
-from hwnas.data import Augmentation, Dataset, Part, batches, load_data
+from hwnas.cost import CostModel, choice_mask, one_hot
+from hwnas.data import batches, load_data
 from hwnas.errors import ConfigError
-from hwnas.evaluate import Objective, SharedWeights
+from hwnas.evaluate import Objective
 from hwnas.searcher import Problem
 from hwnas.searchers import snas
 from hwnas.searchers.snas import SNAS
 from hwnas.space import SearchSpace, load_space
-from hwnas.train import TrainSettings
+from tests.searchers.brightness import make_problem
 
 SMALL_MOBILE = {"input_size": 8, "channels": 1, "stages": [{"widths": [4, 8], "depth": 2, "stride": 2}], "stem_width": 4, "head_width": 8}
 TEMPERATURES = (1.0, 0.5, 0.2, 0.1)
@@ -41,27 +41,6 @@ def generator(seed: int = 0) -> torch.Generator:
 def random_logits(space: SearchSpace, seed: int = 0) -> Tensor:
     logits = torch.randn(choice_mask(space).shape, generator=generator(seed))
     return logits.masked_fill(~choice_mask(space), -math.inf)
-
-
-def made_up_data(space: SearchSpace) -> Dataset:
-    """Two images a class, whose brightness tells it."""
-    labels = torch.arange(2 * space.classes) % space.classes
-    noise = torch.randint(0, 50, (len(labels), *space.input_shape), generator=generator())
-    part = Part((noise + labels.view(-1, 1, 1, 1) * (200 // space.classes)).to(torch.uint8), labels)
-    return Dataset("made up", part, part, part, tuple(map(str, range(space.classes))), Augmentation())
-
-
-def make_problem(
-    space: SearchSpace,
-    *,
-    budgets: dict[str, float] | None = None,
-    seed: int = 0,
-    data: Dataset | None = None,
-    checkpoint: Path | None = None,
-) -> Problem:
-    costs: dict[str, Cost] = {"macs": CostModel(space, resources.macs, metric="macs"), "peak_mb": PeakMemory(space)}
-    shared = SharedWeights(space, data or made_up_data(space), TrainSettings(epochs=1), seed, checkpoint)
-    return Problem(space, (Objective("error"), Objective("macs")), costs, budgets or {}, shared=shared)
 
 
 def make(problem: Problem, seed: int = 0, **options: Any) -> SNAS:
