@@ -220,6 +220,19 @@ def run(job: tuple[str, str, str, str, int, int, int]) -> dict[str, Any]:
     }
 
 
+def ceiling(task: Task, seeds: int) -> dict[str, float]:
+    """The shares of all networks, one of each isomorphic kind, drawn at random: a mean over the seeds."""
+    kinds: dict[bytes, list[int]] = {}
+    for row, arch in enumerate(task.archs):
+        kinds.setdefault(task.space.identity(arch), []).append(row)
+    found = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        values = task.values[[int(rng.choice(rows)) for rows in kinds.values()]]
+        found.append([share(values, task.front), share(values, task.tight_front)])
+    return dict(zip(("hv", "tight"), np.round(np.mean(found, 0), 4).tolist(), strict=True))
+
+
 def summary(found: Sequence[dict[str, Any]], kind: str) -> dict[str, list[float]]:
     """Over the seeds, after each point: the median, the quartiles, and the standard error of the mean."""
     values = np.array([one[kind] for one in found])
@@ -282,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, default=400, help="distinct evaluations")
     parser.add_argument("--batch", type=int, default=5, help="networks that a searcher of hwnas is asked for at a time")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--ceiling", action="store_true", help="what one of each isomorphic kind of cell can reach; no search")
     given = parser.parse_args(arguments)
     if not given.file.is_file():
         parser.error(f"there is no file {given.file}; give the path of nasbench201_hw.npz with --file")
@@ -298,6 +312,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     points = [point for point in POINTS if point <= given.budget]
     if given.seeds < 1 or not points:
         parser.error(f"there must be at least one seed and {POINTS[0]} evaluations, but got {given.seeds} and {given.budget}")
+    if given.ceiling:
+        shares = {task: ceiling(load_task(str(given.file), task, given.accuracy), given.seeds) for task in tasks}
+        means = {kind: float(np.mean([shares[task][kind] for task in tasks if task != THREE])) for kind in ("hv", "tight")}
+        print(json.dumps({"seeds": given.seeds, "mean over the devices": means, "tasks": shares}, indent=1))
+        return
     jobs = [
         (str(given.file), given.accuracy, task, name, seed, given.budget, given.batch)
         for seed in range(given.seeds) for task in tasks for name in given.searchers

@@ -50,3 +50,8 @@ def test_what_cannot_be_meant_is_said_in_one_line(test_data: Path, arguments: li
     with pytest.raises(SystemExit):
         pareto.main(["--file", str(test_data / "nasbench201_hw.npz"), *arguments])
     assert "error: there " in capsys.readouterr().err
+
+
+def test_one_of_each_isomorphic_kind_has_less_than_all(task: pareto.Task) -> None:
+    shares = pareto.ceiling(task, 1)
+    assert 0.9 < shares["hv"] < 1 and 0.9 < shares["tight"] < 1
