@@ -230,8 +230,8 @@ def ceiling(task: Task, seeds: int) -> dict[str, float]:
         rng = np.random.default_rng(seed)
         values = task.values[[int(rng.choice(rows)) for rows in kinds.values()]]
         found.append([share(values, task.front), share(values, task.tight_front)])
-    hv, tight = np.round(np.mean(found, 0), 4).tolist()
-    return {"hv": hv, "tight": tight}
+    means = np.mean(found, 0)
+    return {"hv": round(float(means[0]), 4), "tight": round(float(means[1]), 4)}
 
 
 def summary(found: Sequence[dict[str, Any]], kind: str) -> dict[str, list[float]]:
