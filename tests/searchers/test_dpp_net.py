@@ -49,7 +49,7 @@ def error(space: SearchSpace, arch: Architecture) -> float:
 
 def problem(space: SearchSpace, speed: dict[str, float] = SPEED) -> Problem:
     """Latencies that are made up by kind of layer."""
-    names = {("plain_conv", 1, 1): "1x1", ("plain_conv", 3, 1): "3x3", ("plain_conv", 1, 4): "1x1_group", ("plain_conv", 3, 4): "3x3_group",
+    names = {("conv", 1, 1): "1x1", ("conv", 3, 1): "3x3", ("conv", 1, 4): "1x1_group", ("conv", 3, 4): "3x3_group",
              ("learned_group_conv", 1, 4): "1x1_learned_group", ("depthwise_pointwise", 3, 1): "3x3_depthwise"}  # fmt: skip
 
     def price(op: OpSpec) -> float:

@@ -59,12 +59,12 @@ def test_a_prefix_is_the_shorter_cell(space: SearchSpace, prefix: tuple[int, ...
 
 def test_widths_of_a_cell_and_of_the_features() -> None:
     space = load_space("dense_cell", {"input_size": 16, "depths": [2, 1], "growths": [8, 16]})
-    convolutions = [site.op for site in space.graph((0, 0, 0, 0)) if site.op.kind == "plain_conv"]
+    convolutions = [site.op for site in space.graph((0, 0, 0, 0)) if site.op.kind == "conv"]
     assert [(op.c_in, op.c_out, op.height) for op in convolutions] == [
         (16, 32, 16), (32, 8, 16), (24, 32, 16), (32, 8, 16), (32, 64, 8), (64, 16, 8),
     ]  # fmt: skip
     assert [site.op.c_out for site in space.sites if site.op.kind == "concat"] == [24, 32, 48]
-    assert [op.c_out for op in (site.op for site in space.graph(space.completed((0, 0)))) if op.kind == "plain_conv"] == [8, 8, 16]
+    assert [op.c_out for op in (site.op for site in space.graph(space.completed((0, 0)))) if op.kind == "conv"] == [8, 8, 16]
 
 
 def test_the_full_size_has_42_cells() -> None:
@@ -74,7 +74,7 @@ def test_the_full_size_has_42_cells() -> None:
 
 
 def test_a_learned_group_convolution_costs_what_one_in_groups_costs(space: SearchSpace) -> None:
-    learned, plain = (OpSpec(kind, 24, 32, 8, 8, groups=4) for kind in ("learned_group_conv", "plain_conv"))
+    learned, plain = (OpSpec(kind, 24, 32, 8, 8, groups=4) for kind in ("learned_group_conv", "conv"))
     assert resources.macs(learned) == resources.macs(plain)
     assert resources.params(learned) == resources.params(plain)
 
