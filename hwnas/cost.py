@@ -66,7 +66,7 @@ class CostModel(nn.Module):
     """
 
     quick = True
-    """Whether thousands of networks can be priced at once."""
+    """Whether networks are priced fast enough to look for the cheapest and the costliest."""
 
     def __init__(
         self,

@@ -94,7 +94,9 @@ class Prospector(Searcher):
     ) -> None:
         super().__init__(problem, rng)
         self.initial = initial or (3 if supernet else 6)
-        slow = [m for m in (*(o.name for o in problem.objectives), *problem.budgets) if m in problem.costs and not _quick(problem.costs[m])]
+        slow = [
+            m for m in (*(o.name for o in problem.objectives), *problem.budgets) if m in problem.costs and not _looked_up(problem.costs[m])
+        ]
         self._all = problem.space.size <= whole and not slow
         self._size = pool if problem.space.expectable and not slow else max(16, pool // 8)
         self.features = Features(problem.space)
@@ -113,8 +115,7 @@ class Prospector(Searcher):
 
     def propose(self, n: int) -> list[Architecture]:
         """The next of the first networks, or the batch of the largest expected improvement."""
-        if self._supernet is not None and not self._ranked:
-            self._rank(self._supernet, list(dict.fromkeys(self.problem.random(self.rng) for _ in range(self._number))))
+        self._rank_strangers()
         chosen = self._first(n) if len(self._archs) < self.initial else self._best(n)
         return self.unasked(chain(chosen, self.random_architectures(n)), n)
 
@@ -122,6 +123,7 @@ class Prospector(Searcher):
         """Remembers what was measured, and fits the Gaussian processes anew where there is much more of it."""
         self._archs += [trial.arch for trial in trials]
         if self._supernet is not None:
+            self._rank_strangers()
             self._rank(self._supernet, [trial.arch for trial in trials])
         for objective in self._measured:
             self._values[objective.name] += [_positive(objective, trial.values[objective.name]) for trial in trials]
@@ -173,6 +175,11 @@ class Prospector(Searcher):
         if not any(math.isfinite(score) for scores in self._scores.values() for score in scores):
             raise RunError("the supernet ranks nothing: its scores are no numbers; train it with a lower lr, or leave supernet out")
 
+    def _rank_strangers(self) -> None:
+        """Lets the supernet score random networks, once and before all others."""
+        if self._supernet is not None and not self._ranked:
+            self._rank(self._supernet, list(dict.fromkeys(self.problem.random(self.rng) for _ in range(self._number))))
+
     def _evidence(self, name: str, told: _Pool) -> tuple[list[NDArray[np.float32]], Floats]:
         """Features and values (logarithms) that the process of a measured objective learns from.
 
@@ -181,11 +188,11 @@ class Prospector(Searcher):
         values = _log(np.array(self._values[name]))
         if name not in self._scores:
             return told.groups, values
-        scores = np.array(self._scores[name])
-        finite = np.isfinite(scores)
-        scores = _log(scores[finite])
+        finite = np.isfinite(self._scores[name])
+        scores = _log(np.array(self._scores[name])[finite])
         archs = np.array(self._ranked, dtype=np.int64)[finite]
-        same = scores[len(finite) - len(values) :] if finite.all() else scores
+        same = scores[np.flatnonzero(finite) >= len(finite) - len(values)]  # the told ones come last
+        same = same if len(same) else scores
         scores = values.mean() + (scores - same.mean()) * values.std() / (same.std() or 1.0)
         ranked = self._describe(archs, self.features(archs)[1], task=1.0)
         return [np.vstack(both) for both in zip(told.groups, ranked.groups, strict=True)], np.concatenate([values, scores])
@@ -217,7 +224,7 @@ class Prospector(Searcher):
     def _cost(self, metric: str, archs: Rows) -> Floats:
         """The logarithm of a known cost; 0 where there is no network."""
         cost = self.problem.costs[metric]
-        if _quick(cost):
+        if _looked_up(cost):
             values = cost.of(torch.as_tensor(archs)).numpy()
         else:
             rows = [tuple(arch) for arch in archs.tolist()]
@@ -228,7 +235,7 @@ class Prospector(Searcher):
 
     def _with_costs(self, archs: Rows, groups: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         """The groups of features, and one of the costs that are looked up."""
-        costs = [self._cost(metric, archs) for metric, cost in self.problem.costs.items() if _quick(cost)]
+        costs = [self._cost(metric, archs) for metric, cost in self.problem.costs.items() if _looked_up(cost)]
         return groups | ({"costs": np.stack(costs, 1).astype(np.float32)} if costs else {})
 
     def _describe(self, archs: Rows, groups: dict[str, NDArray[np.float32]], task: float = 0.0) -> _Pool:
@@ -417,7 +424,7 @@ def _shortfall(edges: Floats, mean: Floats, deviation: Floats) -> Floats:
     return np.where(finite, gap * ndtr(scaled) + deviation * np.exp(-0.5 * scaled**2) / np.sqrt(2 * np.pi), 0.0)
 
 
-def _quick(cost: Cost) -> bool:
+def _looked_up(cost: Cost) -> bool:
     """Whether many architectures are priced at once, by lookup."""
     return cost.expects or isinstance(cost, TabularCost)
 

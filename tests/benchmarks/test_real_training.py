@@ -14,7 +14,7 @@ from hwnas.space import SearchSpace, load_space
 
 
 def every_system() -> list[ParameterSet]:
-    """Data, space and system, random sampling only where nothing else is."""
+    """Data, space and system; random sampling is no system."""
     return [
         pytest.param(data, space, system, id=f"{data}-{space}-{system}")
         for data in ("digits", "cifar10", "text")

@@ -286,6 +286,16 @@ def test_a_ranking_is_made_once_and_kept() -> None:
     assert ranker.asked == before
 
 
+def test_networks_told_before_anything_is_asked_are_ranked_after_random_ones() -> None:
+    ranker = Ranker(0.1)
+    searcher = Prospector(ranked_problem(ranker), np.random.default_rng(0), supernet="run", ranked=20)
+    archs = [(choice,) * 10 for choice in range(4)]
+    searcher.tell([Trial(i, arch, {"error": error_of(arch), "macs": 1.0}) for i, arch in enumerate(archs)])
+    assert ranker.asked == 20 + 4
+    searcher.ask(2)
+    assert ranker.asked == 20 + 4
+
+
 def test_a_ranking_that_cannot_be_had_is_an_error() -> None:
     with pytest.raises(ConfigError, match="give the experiment a data section"):
         Prospector(problem_of(LONG), np.random.default_rng(0), supernet="run")
