@@ -208,6 +208,8 @@ class SharedWeights:
             RunError: there are none, or they are another supernet's.
         """
         file = Path(run) / "supernet.safetensors" if Path(run).is_dir() else Path(run)
+        if not file.is_file():
+            raise RunError(f"there is no supernet {file}; name the folder of a run that has trained one, or its supernet.safetensors")
         other = SharedWeights(self.space, self.data, self.settings, self.seed)
         other.load({name.removeprefix("network."): tensor for name, tensor in load_state(file)[0].items()})
         return other

@@ -226,7 +226,7 @@ def test_weights_that_another_run_has_trained_are_found_whoever_trained_them(spa
         assert same(found, trained)
         assert found.score((0,) * len(space.slots), 0) == trained.score((0,) * len(space.slots), 0)
     assert torch.equal(before, next(iter(fresh.tensors().values())))
-    with pytest.raises(RunError, match="there is no checkpoint"):
+    with pytest.raises(RunError, match=r"there is no supernet .*; name the folder of a run"):
         fresh.trained_in(str(tmp_path))
     other = make(load_space("mobilenet_v2", SMALL), data)
     with pytest.raises(RunError, match="another supernet"):
