@@ -2,7 +2,9 @@
 
 Prints JSON. `python benchmarks/table_accuracy.py --devices cpu-1t openvino-cpu --spaces mobilenet_v2 nasbench201 fbnet` profiles
 each device into a folder of its own, calibrates on `--probes` networks, and measures `--networks` random ones that no method
-has seen, twice. `--public ../shared/data` compares with least squares on published latencies of whole networks instead.
+has seen, twice. What was measured stays in `--tables`: the same command again measures only what is not there yet, so a killed run
+goes on and another calibration is judged by the same measurements (delete the folder to measure anew).
+`--public ../shared/data` compares with least squares on published latencies of whole networks instead.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ from hwnas.profile import (
     unseen,
 )
 from hwnas.space import Architecture, SearchSpace, load_space
+from hwnas.table import NetworkTable
 
 Floats = NDArray[np.float64]
 Archs = Sequence[Architecture]
+PROFILE_FACT = "profile seconds"
 PUBLIC = {"nasbench201": ("nasbench201_hw.npz", {}), "fbnet": ("fbnet_hw.npz", {"classes": 100})}
 
 
@@ -72,21 +76,40 @@ def methods(space: SearchSpace, isolated: Floats, probes: Archs, times: Floats) 
     }
 
 
+def judged(tables: DeviceTables, space: SearchSpace, networks: int, seed: int) -> tuple[NetworkTable, NetworkTable]:
+    """Random networks that calibration has not seen, measured in two sessions one after the other, or as they were measured before."""
+    folder = tables.folder / "judges"
+    paths = [folder / f"{space.id}-seed{seed}-n{networks}-session{session}.csv" for session in (1, 2)]
+    found = [NetworkTable.load(path) for path in paths if path.exists()]
+    archs = list(found[0].rows) if found else unseen(tables, space, networks, seed=seed)
+    patient = replace(NETWORKS, patience_s=CHECK_PATIENCE_S)
+    for path in paths[len(found) :]:
+        journal = path.with_suffix(".journal")
+        rows, session = measure_networks(tables, space, archs, protocol=patient, journal=journal)
+        facts = {REFERENCE_FACT: f"{session.reference_ms:.6g}", "steady": f"{session.steady:.3f}"}
+        NetworkTable(tables.device.name, space.id, tables.fingerprint, rows, facts).save(path)
+        found.append(NetworkTable.load(path))
+        journal.unlink()
+    return found[0], found[1]
+
+
 def measured(device: str, name: str, probes: int, networks: int, root: Path, seed: int) -> dict[str, Any]:
     """One device and space: profiled, calibrated, and all methods judged by the same unseen networks."""
     space = load_space(name)
     tables = DeviceTables.here(root, load_device(device))
     start = time.monotonic()
-    operators = profile_operators(tables, space.operators())
+    profile_operators(tables, space.operators())
     table = profile_networks(tables, space, probes)
     took = time.monotonic() - start
+    if PROFILE_FACT not in table.facts:
+        table.facts[PROFILE_FACT] = f"{took:.1f}"
+        table.save(tables.networks_path(space))
+    operators, table = tables.operators("latency_ms"), tables.networks(space)
     isolated = np.array([operators.price(op) for op in space.operators()])
     seen, times = list(table.rows), np.array([row.price for row in table.rows.values()])
-    patient = replace(NETWORKS, patience_s=CHECK_PATIENCE_S)
-    archs = unseen(tables, space, networks, seed=seed)
-    (first, session), (second, again_session) = (measure_networks(tables, space, archs, protocol=patient) for _ in range(2))
-    archs = [arch for arch in archs if arch in first and arch in second]
-    truth, again = (np.array([rows[arch].price for arch in archs]) for rows in (first, second))
+    sessions = judged(tables, space, networks, seed)
+    archs = [arch for arch in sessions[0].rows if arch in sessions[1].rows]
+    truth, again = (np.array([session.rows[arch].price for arch in archs]) for session in sessions)
     calibration = tables.calibration(space)
     low, high = interval(*calibration.predict(archs))
     return {
@@ -95,9 +118,9 @@ def measured(device: str, name: str, probes: int, networks: int, root: Path, see
         "operators": len(isolated),
         "probes": len(times),
         "networks": len(archs),
-        "profile_seconds": round(took, 1),
-        "reference_ms": [float(table.facts[REFERENCE_FACT]), session.reference_ms, again_session.reference_ms],
-        "steady": [float(table.facts["steady"]), session.steady, again_session.steady],
+        "profile_seconds": float(table.facts[PROFILE_FACT]),
+        "reference_ms": [float(one.facts[REFERENCE_FACT]) for one in (table, *sessions)],
+        "steady": [float(one.facts["steady"]) for one in (table, *sessions)],
         "noise_floor": asdict(Accuracy.of(again, truth)),
         "interval_coverage": float(((low <= truth) & (truth <= high)).mean()),
         "corrected": calibration.corrections is not None,

@@ -39,6 +39,8 @@ def test_a_device_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     found: dict[str, Any] = json.loads(capsys.readouterr().out)[0]
     assert (found["probes"], found["networks"]) == (10, 6)
     assert 0 < found["methods"]["ours"]["mape"] < 1
+    assert table_accuracy.main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)[0] == found, "nothing is measured a second time"
 
 
 def test_published_latencies(test_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
