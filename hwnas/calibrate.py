@@ -8,15 +8,19 @@ An operator in context does not cost what it costs alone (fusion, layouts, cache
 
 The features are the isolated price (whose weight is expected to be 1), multiply-adds by kind, numbers moved,
 parameters, layers, and one; beta has a Gaussian prior; the spreads are those of greatest marginal likelihood. So a few
-dozen networks correct hundreds of prices, also of operators that none of them holds. The corrections say what the same
-operator costs more at one place than at another, or though nothing uses it (a runtime that does not prune); they are
-kept only where they predict networks better that they have not seen.
+dozen networks correct hundreds of prices, also of operators that none of them holds. Additions and activations that a
+convolution takes in, and changes of layout, have prices of their own (`hwnas.context`): a fused operator is expected to
+cost what the plain one does but for a discount by kind, a change of layout what it moves. The corrections say what the
+same operator costs more at one place than at another, or though nothing uses it (a runtime that does not prune). Both
+are kept only where they predict networks better that they have not seen, and where those are farther off than the
+model's standard deviations say, these are widened.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +29,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.stats import norm, spearmanr
 
-from hwnas import resources
+from hwnas import context, resources
 from hwnas.cost import CostModel, Uncertainty
 from hwnas.errors import TableError
 from hwnas.op import OpSpec
@@ -35,8 +39,10 @@ from hwnas.table import CostTable
 Floats = NDArray[np.float64]
 FEWEST = 8
 """Networks below which nothing is calibrated."""
-HELPS = 0.9
-"""Share of the mean squared left-out error that corrections must get below to be kept."""
+FOLDS = 10
+"""Parts of the measured networks that are left out in turn."""
+HELPS = 0.95
+"""Share of the mean squared left-out error that contextual operators, and corrections, must get below to be kept."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +73,31 @@ class Spreads:
     place: float = 0.0
     rest: float = 0.0
 
+    def values(self) -> Floats:
+        """All of them, in this order."""
+        return np.array([self.weight, self.isolated, self.residual, self.noise, self.place, self.rest])
+
 
 class Calibration:
     """Prices of a space's operators corrected by measured whole networks.
 
-    `prices` are posterior means, never negative; `corrections` what a choice costs beside its operators, never negative
-    and 0 for the cheapest choice of every slot, None where they did not help; `offset` what every network costs beside
-    that; `covariance` that of (prices, corrections, offset); all in the metric's unit.
+    `operators` are the space's, and where `contextual` behind them those of `hwnas.context`; `prices` their posterior means,
+    never negative; `corrections` what a choice costs beside its operators, never negative and 0 for the cheapest choice of
+    every slot, None where they did not help; `offset` what every network costs beside that, negative only where there are
+    corrections; `covariance` that of (prices, corrections, offset); all in the metric's unit.
 
     Args:
         isolated: the price of each operator alone; None where only networks were measured.
         archs: the measured networks.
         errors: standard errors of `measured`.
         corrected: whether choices are corrected.
+        contextual: whether operators in context have prices of their own.
 
     Raises:
         TableError: too few networks.
     """
+
+    covariance: Floats
 
     def __init__(
         self,
@@ -93,24 +107,46 @@ class Calibration:
         measured: Floats,
         errors: Floats | None = None,
         corrected: bool = False,
+        contextual: bool = False,
     ) -> None:
         if len(measured) < FEWEST:
             raise TableError(f"calibration needs at least {FEWEST} measured networks, but has {len(measured)}; profile with more probes")
         self.space = space
-        self.operators = space.operators()
-        self.isolated = np.zeros(len(self.operators)) if isolated is None else isolated
-        self.counts, self.measured = CostModel(space, lambda op: 0.0).counts(archs).numpy(), measured
+        counter = CostModel(space, lambda op: 0.0, contextual=contextual)
+        self.contextual, self.operators = contextual, counter.operators
+        self.isolated = _isolated(counter, isolated)
+        self.counts, self.measured = counter.counts(archs).numpy(), measured
         self.errors = np.zeros_like(measured) if errors is None else errors
         self.chosen = indicators(space, archs) if corrected else np.zeros((len(measured), 0))
+        self._learn()
+
+    def _learn(self, start: Spreads | None = None) -> None:
         self._design()
-        self.spreads = self._fit()
+        self.spreads = self._fit(start)
         self._solve()
 
     @classmethod
     def best(cls, space: SearchSpace, isolated: Floats | None, archs: Sequence[Architecture], measured: Floats) -> Calibration:
-        """With corrections where these predict each network better from the others, else without."""
-        plain, corrected = (cls(space, isolated, archs, measured, corrected=value) for value in (False, True))
-        return corrected if (corrected.left_out**2).mean() < HELPS * (plain.left_out**2).mean() else plain
+        """With contextual operators, and with corrections, where these predict networks better that were left out, else without.
+
+        Its uncertainty is widened to what the networks left out say.
+        """
+        best = cls(space, isolated, archs, measured)
+        if tells_context(space):
+            best = best.better(cls(space, isolated, archs, measured, contextual=True))
+        best = best.better(cls(space, isolated, archs, measured, corrected=True, contextual=best.contextual))
+        best.widen()
+        return best
+
+    def better(self, other: Calibration) -> Calibration:
+        """The other one, which knows more, where that helps to predict networks that were left out; else this one."""
+        return other if (other.left_out**2).mean() < HELPS * (self.left_out**2).mean() else self
+
+    def widen(self) -> None:
+        """Takes standard deviations for as much larger as networks left out are farther off than these say."""
+        caution = max(1.0, float(np.sqrt((self._left_out[1] ** 2).mean())))
+        self.covariance = caution**2 * self.covariance
+        self.spreads = replace(self.spreads, noise=caution * self.spreads.noise)
 
     @classmethod
     def from_tables(cls, space: SearchSpace, table: CostTable, archs: Sequence[Architecture], measured: Floats) -> Calibration:
@@ -127,7 +163,15 @@ class Calibration:
         """The calibrated prices as a cost model with its uncertainty."""
         prices = dict(zip(self.operators, self.prices.tolist(), strict=True))
         uncertainty = Uncertainty(self.covariance, self.spreads.noise)
-        return CostModel(self.space, prices, metric=metric, offset=self.offset, corrections=self.corrections, uncertainty=uncertainty)
+        return CostModel(
+            self.space,
+            prices,
+            metric=metric,
+            offset=self.offset,
+            corrections=self.corrections,
+            uncertainty=uncertainty,
+            contextual=self.contextual,
+        )
 
     def _design(self) -> None:
         """Features scaled so that each contributes the mean cost to a mean probe, and the rows relative to their cost."""
@@ -163,38 +207,53 @@ class Calibration:
         if corrections:
             covariance[operators:-1, operators:-1] = spreads.place**2 * self.places @ self.places.T
         variances = [(spreads.residual * self.scale) ** 2, np.full(corrections, (spreads.rest * self.level) ** 2)]
-        covariance += np.diag(np.concatenate([*variances, [(0.3 * self.level) ** 2]]))
+        covariance += np.diag(np.concatenate([*variances, [(_OFFSET * self.level) ** 2]]))
         return mean, covariance
 
-    def _evidence(self, spreads: Spreads) -> tuple[Floats, Floats, Floats, Floats]:
-        rows = np.column_stack([self.counts, self.chosen, np.ones(len(self.counts))]) * self.weights[:, None]
-        mean, covariance = self._prior(spreads)
-        noise = spreads.noise**2 + (self.errors * self.weights) ** 2
-        gram = rows @ covariance @ rows.T + np.diag(noise)
-        return rows, mean, covariance, gram
+    @property
+    def _rows(self) -> Floats:
+        """(network, price or correction or offset): what adds up to each measured network, as a share of its cost."""
+        return np.column_stack([self.counts, self.chosen, np.ones(len(self.counts))]) * self.weights[:, None]
 
-    def _fit(self) -> Spreads:
-        usual = _USUAL if self.chosen.shape[1] else _USUAL[:4]
+    def _parts(self) -> tuple[Floats, Floats]:
+        """The covariance of the measured networks: what each spread's square is multiplied with, and what is there without any."""
+        counts, chosen = self.counts * self.weights[:, None], self.chosen * self.weights[:, None]
+        features, residual = counts @ self.features, counts * self.scale
+        factors = [features[:, 1:], features[:, :1], residual, np.eye(len(counts))]
+        if chosen.shape[1]:
+            factors += [chosen @ self.places, chosen * self.level]
+        offset = _OFFSET * self.level * self.weights
+        return np.array([factor @ factor.T for factor in factors]), np.outer(offset, offset) + np.diag((self.errors * self.weights) ** 2)
 
-        def loss(logs: Floats) -> float:
-            rows, mean, _, gram = self._evidence(Spreads(*np.exp(logs)))
-            error = 1 - rows @ mean
+    def _fit(self, start: Spreads | None = None) -> Spreads:
+        """The spreads of greatest marginal likelihood, under weak priors that keep them within reason."""
+        parts, fixed = self._parts()
+        usual = _USUAL[: len(parts)]
+        error = 1 - self._rows @ self._prior(Spreads(*np.exp(usual)))[0]
+
+        def loss(logs: Floats) -> tuple[float, Floats]:
+            squares = np.exp(2 * logs)
+            gram = np.tensordot(squares, parts, 1) + fixed
             try:
                 factor = cho_factor(gram, lower=True)
             except np.linalg.LinAlgError:
-                return 1e10
-            fit = 0.5 * error @ cho_solve(factor, error) + np.log(np.diag(factor[0])).sum()
-            # weak priors keep the spreads within reason where few networks say little about them
-            return float(fit + 0.5 * (((logs - usual) / 1.5) ** 2).sum())
+                return 1e10, np.zeros_like(logs)
+            inverse = cho_solve(factor, np.eye(len(gram)))
+            solved = inverse @ error
+            off = (logs - usual) / 1.5
+            value = 0.5 * error @ solved + np.log(np.diag(factor[0])).sum() + 0.5 * (off**2).sum()
+            slopes = squares * np.array([(inverse * part).sum() - solved @ part @ solved for part in parts])
+            return float(value), slopes + off / 1.5
 
-        starts = [start[: len(usual)] for start in _STARTS[: 3 if len(usual) > 4 else 2]]
-        found = [minimize(loss, start, method="L-BFGS-B", bounds=_BOUNDS[: len(usual)]) for start in starts]
+        starts = [point[: len(usual)] for point in _STARTS] if start is None else [np.log(start.values()[: len(usual)])]
+        found = [minimize(loss, point, jac=True, method="L-BFGS-B", bounds=_BOUNDS[: len(usual)]) for point in starts]
         best = min(found, key=lambda result: float(result.fun))
-        return Spreads(*np.exp(best.x))
+        return Spreads(*np.exp(best.x).tolist())
 
     def _solve(self) -> None:
         operators = len(self.operators)
-        rows, mean, covariance, gram = self._evidence(self.spreads)
+        rows, (mean, covariance) = self._rows, self._prior(self.spreads)
+        gram = rows @ covariance @ rows.T + np.diag(self.spreads.noise**2 + (self.errors * self.weights) ** 2)
         factor = cho_factor(gram, lower=True)
         gain = cho_solve(factor, rows @ covariance).T
         free = mean + gain @ (1 - rows @ mean), covariance - gain @ rows @ covariance
@@ -205,29 +264,43 @@ class Calibration:
             # condition on the negative ones being exactly zero: the others make up for it
             pinned = sorted({*pinned, *prices[posterior[prices] < 0].tolist()})
             posterior, self.covariance = posterior_given_zero(*free, pinned)
+        self._posterior = posterior
         self.prices = np.maximum(posterior[:operators], 0.0)
         self.offset = max(float(posterior[-1]), 0.0)
         self.corrections: Floats | None = None
         if self.chosen.shape[1]:
             self._correct(posterior[operators:-1])
-        self._gram, self._error = gram, 1 - rows @ mean
 
     def _correct(self, corrections: Floats) -> None:
-        """Exactly one choice of a slot holds, so what the cheapest is corrected by moves to the offset, as far as there is any."""
+        """Exactly one choice of a slot holds, so what the cheapest is corrected by moves to the offset, which may be negative then."""
         table = np.full((len(self.space.slots), max(self.space.num_choices)), np.nan)
         table[np.arange(table.shape[1]) < np.array(self.space.num_choices)[:, None]] = corrections
         least = np.nanmin(table, axis=1)
-        if self.offset + least.sum() < 0:
-            table *= self.offset / -least.sum()
-            least = np.nanmin(table, axis=1)
         self.corrections = np.nan_to_num(table - least[:, None])
         self.offset += float(least.sum())
 
-    @cached_property
+    @property
     def left_out(self) -> Floats:
-        """Each probe's relative error when it is predicted from the others (closed form, without the bound at zero)."""
-        inverse = np.linalg.inv(self._gram)
-        return np.asarray((inverse @ self._error) / np.diag(inverse))
+        """Each probe's relative error when it is predicted from the others: by tenths, with spreads fitted without them."""
+        return self._left_out[0]
+
+    @cached_property
+    def _left_out(self) -> tuple[Floats, Floats]:
+        """The relative errors, and the errors in standard deviations."""
+        relative, standard = np.empty_like(self.measured), np.empty_like(self.measured)
+        order = np.random.default_rng(0).permutation(len(self.measured))
+        for fold in np.array_split(order, min(FOLDS, len(order))):
+            others = copy.copy(self)
+            rest = np.setdiff1d(order, fold)
+            others.counts, others.chosen = self.counts[rest], self.chosen[rest]
+            others.measured, others.errors = self.measured[rest], self.errors[rest]
+            others._learn(self.spreads)
+            rows = np.column_stack([self.counts[fold], self.chosen[fold], np.ones(len(fold))])
+            mean = rows @ others._posterior
+            variance = ((rows @ others.covariance) * rows).sum(1) + (others.spreads.noise * mean) ** 2 + self.errors[fold] ** 2
+            relative[fold] = 1 - mean / self.measured[fold]
+            standard[fold] = (self.measured[fold] - mean) / np.sqrt(variance)
+        return relative, standard
 
     def predict(self, archs: Sequence[Architecture]) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the cost of networks."""
@@ -239,6 +312,7 @@ class Calibration:
 
 
 _PROBE_NOISE = 0.03
+_OFFSET = 0.3
 _USUAL = np.log([0.3, 0.2, 0.1, 0.01, 0.05, 0.01])
 _STARTS = _USUAL, _USUAL + [1, -1, 1, -1, 1, 1], np.log([0.02, 0.2, 0.02, 0.02, 0.3, 0.05])
 _BOUNDS = [(np.log(low), np.log(high)) for low, high in ((1e-3, 3.0), (1e-3, 2.0), (1e-4, 2.0), (1e-3, 0.3), (1e-4, 3.0), (1e-4, 0.5))]
@@ -263,14 +337,43 @@ def posterior_given_zero(mean: Floats, covariance: Floats, pinned: Sequence[int]
     return out, spread
 
 
+def tells_context(space: SearchSpace) -> bool:
+    """Whether the space has contextual operators that can be told apart without losing its expected cost."""
+    if not context.contextual(space):
+        return False
+    plain, contextual = (CostModel(space, lambda op: 0.0, contextual=value) for value in (False, True))
+    return plain.expects == contextual.expects
+
+
+def _isolated(counter: CostModel, isolated: Floats | None) -> Floats:
+    """The price of each of the model's operators alone, given those of the space's; 0 where there is none."""
+    operators = counter.space.operators()
+    known = dict(zip(operators, np.zeros(len(operators)) if isolated is None else isolated, strict=True))
+    return np.array([0.0 if (op := context.plain(one)) is None else known[op] for one in counter.operators])
+
+
+PAPER = 8
+"""Features that an operator has on paper."""
+
+
 def op_features(operators: Sequence[OpSpec]) -> Floats:
-    """What an operator's price in context may depend on, (operator, feature): multiply-adds by kind, numbers moved, ..."""
+    """What an operator's price in context may depend on, (operator, feature): multiply-adds by kind, numbers moved, ...
+
+    Last, for each kind of contextual operator there is, the numbers that come out of it: what a fused one costs less than the plain
+    one, whose other features it has, and what a change of layout costs, which has no others.
+    """
+    kinds = sorted({op.kind for op in operators if context.is_contextual(op)})
     rows = []
-    for op in operators:
+    for one in operators:
+        op = context.plain(one)
+        own = [float(one.c_out * one.out_height * one.out_width * (one.kind == kind)) for kind in kinds]
+        if op is None:
+            rows.append([0.0] * PAPER + own)
+            continue
         c = resources.count(op)
         out = op.c_out * op.out_height * op.out_width
         seen = [c.macs_dense, c.macs_pointwise, c.macs_depthwise, c.moved, out, c.params, c.layers, 1.0]
-        rows.append([0.0] * len(seen) if op.kind == IDENTITY else seen)
+        rows.append(([0.0] * PAPER if op.kind == IDENTITY else seen) + own)
     return np.array(rows, dtype=np.float64)
 
 
@@ -307,10 +410,10 @@ def choose_probes(space: SearchSpace, isolated: Floats, number: int, rng: np.ran
         if len(found) == pool:
             break
     archs = list(found.values())
-    counter = CostModel(space, lambda op: 0.0)
-    counts = counter.counts(archs).numpy()
+    counter = CostModel(space, lambda op: 0.0, contextual=tells_context(space))
+    counts, isolated = counter.counts(archs).numpy(), _isolated(counter, isolated)
     total = counts @ isolated
-    features = np.column_stack([isolated, op_features(space.operators())])
+    features = np.column_stack([isolated, op_features(counter.operators)])
     features = features / np.maximum(counts.mean(0) @ features, 1e-300) * total.mean()
     rows = counts / total[:, None]
     basis = np.column_stack([rows @ features * 0.3, rows * (0.1 * total.mean() / counts.sum(1).mean()), 0.3 * total.mean() / total])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from hwnas import resources
+from hwnas import context, resources
 from hwnas.diagram import Diagrams, Evaluation, Function
 from hwnas.errors import ConfigError, MissingPriceError, SpaceError, TableError
 from hwnas.op import OpSpec
@@ -38,7 +38,7 @@ Prices = Mapping[OpSpec, float] | Callable[[OpSpec], float]
 class Uncertainty:
     """What is not known of the prices: their covariance, that of the offset, and the relative noise of a whole network.
 
-    `covariance` is over `space.operators()`, all choices slot by slot where there are corrections, and last the offset,
+    `covariance` is over the model's `operators`, all choices slot by slot where there are corrections, and last the offset,
     in squared units of the metric; `noise` is the standard deviation of a network's true cost about its sum of prices,
     as a share of the sum.
     """
@@ -56,14 +56,18 @@ class CostModel(nn.Module):
     `expects` is False: networks are priced one by one, and soft rows are refused.
 
     Args:
-        prices: the price of each of `space.operators()`, in the unit that ends `metric`'s name.
+        prices: the price of each of `operators`, in the unit that ends `metric`'s name.
         offset: what every network costs beside its operators (a session's overhead), in the same unit.
         corrections: (slot, choice) what a choice costs beside its operators; not negative, anything in the padding.
         once: operators that share their weights (tied sites) are paid for once a network: for prices of what is stored.
+        contextual: operators that a convolution takes in, and changes of layout, have prices of their own (see `hwnas.context`).
 
     Raises:
         TableError: a price is missing, negative or not finite.
     """
+
+    operators: tuple[OpSpec, ...]
+    """`space.operators()`, and behind them the contextual ones where these are told apart."""
 
     quick = True
     """Whether networks are priced fast enough to look for the cheapest and the costliest."""
@@ -78,6 +82,7 @@ class CostModel(nn.Module):
         corrections: NDArray[np.float64] | None = None,
         uncertainty: Uncertainty | None = None,
         once: bool = False,
+        contextual: bool = False,
     ) -> None:
         super().__init__()
         self.space = space
@@ -85,15 +90,16 @@ class CostModel(nn.Module):
         self.metric = metric
         self.offset = float(offset)
         self.uncertainty = uncertainty
-        self.operators = space.operators()
+        self.contextual = contextual
+        self.operators = (*space.operators(), *(context.contextual(space) if contextual else ()))
         price = torch.tensor([_price(prices, op, metric) for op in self.operators], dtype=torch.float64)
         self.price: Tensor
         self.register_buffer("price", price, persistent=False)
         self._terms: _Terms | _Walked
         self.term_price: Tensor
         unmixed = SpaceError(f"{space.name} prices its networks one by one; search it with a searcher that prices whole architectures")
-        terms = _terms(space) if space.expectable and not self.once else unmixed
-        self._terms = _Walked(space, self.operators, self.once, str(terms)) if isinstance(terms, SpaceError) else terms
+        terms = _terms(space, contextual) if space.expectable and not self.once else unmixed
+        self._terms = _Walked(self, str(terms)) if isinstance(terms, SpaceError) else terms
         self.register_buffer("term_price", self._terms.usage @ price, persistent=False)
         self.corrections: Tensor | None
         self.register_buffer("corrections", None if corrections is None else _corrections(space, corrections), persistent=False)
@@ -116,7 +122,7 @@ class CostModel(nn.Module):
 
     def of(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
         """Cost of each architecture, by lookup: millions a second."""
-        archs = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
+        archs = torch.as_tensor(archs, dtype=torch.int64).reshape(len(archs), len(self.space.slots))
         if self._lookup is None:
             sums = torch.cat([self._terms.present(rows) @ self.term_price for rows in torch.split(archs, _CHUNK)]) + self.offset
             return sums if self.corrections is None else sums + self._corrected(archs)
@@ -137,7 +143,7 @@ class CostModel(nn.Module):
 
     def counts(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n operator"]:
         """How often each of `operators` occurs in each architecture's network."""
-        archs = torch.as_tensor(archs, dtype=torch.int64).reshape(-1, len(self.space.slots))
+        archs = torch.as_tensor(archs, dtype=torch.int64).reshape(len(archs), len(self.space.slots))
         return self._terms.present(archs) @ self._terms.usage
 
     def deviation(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
@@ -178,7 +184,7 @@ class CostModel(nn.Module):
             archs = torch.zeros(math.prod(shape), len(space.slots), dtype=torch.int64)
             for slot, column in zip(slots, np.indices(shape).reshape(len(shape), -1), strict=True):
                 archs[:, slot] = torch.as_tensor(column)
-            tables.append((slots, self._terms.present(archs)[:, rows] @ self.term_price[rows]))
+            tables.append((slots, self._terms.present(archs, rows) @ self.term_price[rows]))
         if self.corrections is not None:
             left = dict(enumerate(self.corrections))
             for slots, table in tables:
@@ -199,10 +205,10 @@ class CostModel(nn.Module):
 class _Walked:
     """What `_Terms` is where presence cannot be enumerated: every operator is a term, counted network by network, and remembered."""
 
-    def __init__(self, space: SearchSpace, operators: tuple[OpSpec, ...], once: bool, reason: str) -> None:
-        self.space, self.once, self.reason = space, once, reason
-        self._index = {op: i for i, op in enumerate(operators)}
-        self.usage = torch.eye(len(operators), dtype=torch.float64)
+    def __init__(self, model: CostModel, reason: str) -> None:
+        self.space, self.once, self.contextual, self.reason = model.space, model.once, model.contextual, reason
+        self._index = {op: i for i, op in enumerate(model.operators)}
+        self.usage = torch.eye(len(model.operators), dtype=torch.float64)
         self._known: dict[Architecture, dict[int, int]] = {}
 
     def present(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n operator"]:
@@ -211,8 +217,8 @@ class _Walked:
             if arch not in self._known:
                 if len(self._known) >= _REMEMBERED:
                     self._known.clear()
-                operators = self.space.stored(arch) if self.once else self.space.lower(arch)
-                self._known[arch] = Counter(self._index[op] for op in operators)
+                lowered = context.lower(self.space, arch) if self.contextual else self.space.lower(arch)
+                self._known[arch] = Counter(self._index[op] for op in (self.space.stored(arch) if self.once else lowered))
             for column, number in self._known[arch].items():
                 out[row, column] = number
         return out
@@ -375,11 +381,11 @@ def _price(prices: Prices, op: OpSpec, metric: str) -> float:
     return value
 
 
-@lru_cache(maxsize=8)
-def _terms(space: SearchSpace) -> _Terms | SpaceError:
+@lru_cache(maxsize=16)
+def _terms(space: SearchSpace, contextual: bool) -> _Terms | SpaceError:
     """What all metrics of a space share, or why it has no expected cost."""
     try:
-        return _Terms(space, space.operators())
+        return _Terms(space, contextual)
     except SpaceError as error:
         return SpaceError(f"{space.name} has no expected cost: {error}; search it with a searcher that prices whole architectures")
 
@@ -390,30 +396,38 @@ class _Terms:
     `usage` (term, operator) counts how many sites of each operator a term stands for.
     """
 
-    def __init__(self, space: SearchSpace, operators: tuple[OpSpec, ...]) -> None:
+    def __init__(self, space: SearchSpace, contextual: bool = False) -> None:
         self.space = space
-        classes = _classes(space)
+        operators = (*space.operators(), *(context.contextual(space) if contextual else ()))
+        classes = _classes(space, contextual)
         self.live_slots = [slot for slot, labels in enumerate(classes) if max(labels) > 0]
         self._variable = {slot: k for k, slot in enumerate(self.live_slots)}
         diagrams = Diagrams([max(classes[slot]) + 1 for slot in self.live_slots], MOST_NODES)
         index = {op: i for i, op in enumerate(operators)}
         found: dict[tuple[tuple[Decision, ...], Function], dict[int, int]] = {}
 
-        def count(op: OpSpec, when: tuple[Decision, ...], lives: Function) -> None:
+        def count(op: OpSpec, when: tuple[Decision, ...], lives: Function, number: int = 1) -> None:
             fixed = {self._variable[slot]: classes[slot][choice] for slot, choice in when if slot in self._variable}
             lives = diagrams.restrict(lives, fixed)
             if lives != diagrams.false:
                 uses = found.setdefault((when, lives), {})
-                uses[index[op]] = uses.get(index[op], 0) + 1
+                uses[index[op]] = uses.get(index[op], 0) + number
 
         chosen = [_holds(diagrams, self._variable, classes, site.when) for site in space.sites]
         alive = _alive(space, diagrams, chosen)
         writers = _writers(space, diagrams, classes, alive)
-        for site, lives in zip(space.sites, _computed(space, diagrams, alive, writers), strict=True):
+        computed, works, values = _computed(space, diagrams, alive, writers, contextual)
+        for site, lives in zip(space.sites, computed, strict=True):
             count(site.op, site.when, lives)
         for node, writing in writers.items():
             for k in range(2, max(diagrams.leaves(writing)) + 1):
                 count(space.addition(node), (), diagrams.at_least(writing, k))
+        if contextual:
+            once = [(space.sites[i], alive[i], works[i]) for i in _without_alternatives(space, classes)]
+            for op, lives in context.conditions(space, diagrams, once, values):
+                count(op, (), lives)
+                if (instead := context.plain(op)) is not None:
+                    count(instead, (), lives, -1)
         self.terms = sorted(found, key=lambda term: (term[1] != diagrams.true, tuple(slot for slot, _ in term[0]), term))
         self.usage = torch.zeros(len(self.terms), len(operators), dtype=torch.float64)
         for row, term in enumerate(self.terms):
@@ -450,16 +464,19 @@ class _Terms:
         certain = probs.new_ones(()).expand(*present.shape[:-1], self._certain)
         return present * torch.cat([certain, self._lives.mean(share)], -1)
 
-    def present(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n term"]:
-        """1 where a term is in an architecture's network: `presence` of one-hot rows, by lookup."""
+    def present(self, archs: Int[Tensor, "n slot"], rows: Sequence[int] | None = None) -> Float[Tensor, "n term"]:
+        """1 where a term, of all or of those `rows`, is in an architecture's network: `presence` of one-hot rows, by lookup."""
         space = self.space
         width = max(space.num_choices, default=1)
+        wanted = torch.arange(len(self.terms)) if rows is None else torch.tensor(rows, dtype=torch.int64)
         flat = nn.functional.pad(archs, (0, 1)) + torch.arange(len(space.slots) + 1) * width
         chosen = torch.zeros(len(archs), (len(space.slots) + 1) * width, dtype=torch.float64).scatter_(1, flat, 1.0)
-        out = chosen[:, self.flat].prod(-1)
-        if self._certain < len(self.terms):
+        out = chosen[:, self.flat[wanted]].prod(-1)
+        open_ = wanted >= self._certain
+        if open_.any():
             groups = self.members.argmax(-1)[torch.arange(len(self.live_slots)), archs[:, self.live_slots]]
-            out[:, self._certain :] *= self._lives.at(groups)
+            lives = self._lives if rows is None else self._lives.part(wanted[open_] - self._certain)
+            out[:, open_] *= lives.at(groups)
         return out
 
     @property
@@ -485,7 +502,7 @@ class _Terms:
         return joined
 
 
-def _classes(space: SearchSpace) -> list[list[int]]:
+def _classes(space: SearchSpace, contextual: bool = False) -> list[list[int]]:
     """For each slot the wiring class of each choice: choices of one class wire the network alike."""
     classes = [list(range(n)) for n in space.num_choices]
     twins = any(site.weightless for site in space.sites)  # whether a choice only hands on makes a difference then
@@ -500,7 +517,8 @@ def _classes(space: SearchSpace) -> list[list[int]]:
             wiring: list[Counter[object]] = [Counter() for _ in classes[slot]]
             for site in deciding[slot]:
                 rest = tuple((t, classes[t][c]) for t, c in site.when if t != slot and len(set(classes[t])) > 1)
-                wiring[dict(site.when)[slot]][site.inputs, site.output, rest, twins and site.op.kind == IDENTITY] += 1
+                traits = context.traits(site.op) if contextual else twins and site.op.kind == IDENTITY
+                wiring[dict(site.when)[slot]][site.inputs, site.output, rest, traits] += 1
             distinct = [w for i, w in enumerate(wiring) if w not in wiring[:i]]
             merged = [distinct.index(w) for w in wiring]
             if merged != classes[slot]:
@@ -544,18 +562,31 @@ def _writers(space: SearchSpace, diagrams: Diagrams, classes: list[list[int]], a
     return {node: reduce(diagrams.plus, numbers) for node, numbers in writing.items()}
 
 
-def _computed(space: SearchSpace, diagrams: Diagrams, alive: list[Function], writers: Mapping[str, Function]) -> list[Function]:
-    """For every site: where it is alive and computes what no earlier weightless site computes (see `space.steps`)."""
-    if not any(site.weightless for site in space.sites):
-        return alive
+def _without_alternatives(space: SearchSpace, classes: list[list[int]]) -> list[int]:
+    """The sites but those that, among choices of one class, stand where another one could."""
+    first: dict[tuple[object, ...], tuple[Decision, ...]] = {}
+    wired = [(site.output, tuple((slot, classes[slot][choice]) for slot, choice in site.when)) for site in space.sites]
+    return [i for i, site in enumerate(space.sites) if first.setdefault(wired[i], site.when) == site.when]
+
+
+def _computed(
+    space: SearchSpace, diagrams: Diagrams, alive: list[Function], writers: Mapping[str, Function], contextual: bool
+) -> tuple[list[Function], list[Function], dict[str, Function]]:
+    """Where each site is alive and computes what no earlier weightless site computes, and where it does more than hand on.
+
+    Last which node's value each node has (see `space.resolved`); found out where there is something weightless or contextual needs it.
+    """
+    if not contextual and not any(site.weightless for site in space.sites):
+        return alive, alive, {}
     values = {node: diagrams.constant(i) for i, node in enumerate([space.input, *writers])}
     one = diagrams.constant(1)
-    computed = list(alive)
+    computed, works = list(alive), list(alive)
     known: dict[OpSpec, list[int]] = {}
     for i, site in enumerate(space.sites):
         if site.op.kind == IDENTITY and site.output != space.output:
             alone = diagrams.both(alive[i], diagrams.equal(writers[site.output], one))
             values[site.output] = diagrams.choose(alone, values[site.inputs[0]], values[site.output])
+            works[i] = diagrams.without(alive[i], alone)
         elif site.weightless:
             for j in known.setdefault(site.op, []):
                 other = space.sites[j]
@@ -564,5 +595,6 @@ def _computed(space: SearchSpace, diagrams: Diagrams, alive: list[Function], wri
                     twin = diagrams.both(twin, diagrams.equal(values[a], values[b]))
                 values[site.output] = diagrams.choose(twin, values[other.output], values[site.output])
                 computed[i] = diagrams.without(computed[i], twin)
+            works[i] = computed[i]
             known[site.op].append(i)
-    return computed
+    return computed, works, values

@@ -6,6 +6,7 @@ where the assignments are far too many to enumerate: the 2^70 wirings of a DARTS
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -195,6 +196,28 @@ class Evaluation:
         self._constants = torch.tensor(constants)
         self._levels = [(variable, torch.tensor(children)) for variable, children in levels.items()]
         self._roots = torch.tensor([place[root] for root in roots], dtype=torch.int64)
+
+    def part(self, roots: Int[Tensor, "some"]) -> Evaluation:
+        """Those of the functions, without the nodes that only others need."""
+        first = len(self._constants)
+        starts = [first]
+        for _, children in self._levels:
+            starts.append(starts[-1] + len(children))
+        needed = torch.zeros(self.nodes, dtype=torch.bool)
+        needed[:first] = True
+        needed[self._roots[roots]] = True
+        for (_, children), start in zip(reversed(self._levels), reversed(starts[:-1]), strict=True):
+            needed[children[needed[start : start + len(children)]].flatten()] = True
+        place = needed.cumsum(0) - 1
+        found = copy.copy(self)
+        found.nodes = int(needed.sum())
+        found._levels = []
+        for (variable, children), start in zip(self._levels, starts[:-1], strict=True):
+            kept = needed[start : start + len(children)]
+            if kept.any():
+                found._levels.append((variable, place[children[kept]]))
+        found._roots = place[self._roots[roots]]
+        return found
 
     def mean(self, shares: Float[Tensor, "*batch variable value"]) -> Float[Tensor, "*batch root"]:
         """Their expectations under independent variables with these probabilities, differentiable in them."""

@@ -6,6 +6,7 @@ import abc
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -23,25 +24,31 @@ B = TypeVar("B", bound=Builder)
 class Kind:
     """How operators of one kind are built, and whether a vector (batch, c_out), or one a row (batch, c_out, height), comes out.
 
-    Tied to an operator of kind `within` its module is that one's, which does this too.
+    Tied to an operator of kind `within` its module is that one's, which does this too. `takes_in`: what of an addition and an
+    activation a graph runtime may compute in the convolution that the operator ends with (see `hwnas.context`).
     """
 
     build: Builder
     vector: bool
     sequence: bool
     within: str
+    takes_in: int
 
 
+ACTIVATION, ADDITION = 1, 2
+"""What an operator's last convolution can take in: an activation; an addition and then an activation."""
 _KINDS: dict[str, Kind] = {}
 
 
-def operator(kind: str, *, vector: bool = False, sequence: bool = False, within: str = "") -> Callable[[B], B]:
+def operator(
+    kind: str, *, vector: bool = False, sequence: bool = False, within: str = "", takes_in: int = 0
+) -> Callable[[B], B]:  # fmt: skip
     """Decorator: this function builds operators of that kind. A space file may define kinds of its own with it."""
 
     def register(builder: B) -> B:
         if kind in _KINDS and _KINDS[kind].build.__module__ != builder.__module__:
             raise SpaceError(f"operator kind {kind!r} is built by {_KINDS[kind].build.__module__} already; choose another name")
-        _KINDS[kind] = Kind(builder, vector, sequence, within)
+        _KINDS[kind] = Kind(builder, vector, sequence, within, takes_in)
         return builder
 
     return register
@@ -70,6 +77,19 @@ def build(op: OpSpec) -> nn.Module:
 def shares(op: OpSpec, other: OpSpec) -> bool:
     """Whether the module of `op` can stand in for that of `other`, so that the two may be tied."""
     return op == other or _kind(other).within == op.kind
+
+
+def takes_in(op: OpSpec) -> int:
+    """What the operator's last convolution can take in: 0, `ACTIVATION`, or `ADDITION` (both)."""
+    return _kind(op).takes_in
+
+
+@cache
+def adds_input(op: OpSpec) -> bool:
+    """Whether the operator adds its input, as it is, to its result."""
+    with torch.device("meta"):
+        module = build(op)
+    return any(isinstance(part, Residual) and isinstance(part.shortcut, nn.Identity) for part in module.modules())
 
 
 def output_shape(op: OpSpec) -> tuple[int, ...]:
@@ -254,13 +274,13 @@ def conv_bn_relu(op: OpSpec) -> nn.Module:
     return nn.Sequential(conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation), nn.BatchNorm2d(op.c_out), nn.ReLU6())
 
 
-@operator("conv_bn")
+@operator("conv_bn", takes_in=ADDITION)
 def conv_bn(op: OpSpec) -> nn.Module:
     """Convolution and BatchNorm (NAS-Bench-201)."""
     return nn.Sequential(conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation), nn.BatchNorm2d(op.c_out))
 
 
-@operator("conv")
+@operator("conv", takes_in=ADDITION)
 def plain_conv(op: OpSpec) -> nn.Module:
     """A convolution alone."""
     return conv(op.c_in, op.c_out, op.kernel, op.stride, op.groups, op.dilation)
@@ -331,7 +351,7 @@ def max_pool(op: OpSpec) -> nn.Module:
     return _pool(op, nn.MaxPool2d(op.kernel, op.stride, op.kernel // 2), nn.MaxPool2d(op.kernel, op.stride))
 
 
-@operator("sep_conv")
+@operator("sep_conv", takes_in=ADDITION)
 def sep_conv(op: OpSpec) -> nn.Module:
     """Depthwise and 1x1 convolution and BatchNorm, twice, the stride in the first, a ReLU between; what it reads has had its ReLU."""
     first = [conv(op.c_in, op.c_in, op.kernel, op.stride, op.c_in), conv(op.c_in, op.c_out, 1), nn.BatchNorm2d(op.c_out), nn.ReLU()]
@@ -378,7 +398,7 @@ def learned_group_conv(op: OpSpec) -> nn.Module:
     return LearnedGroupConv(op.c_in, op.c_out, op.groups, (op.height, op.width))
 
 
-@operator("resnet_reduction")
+@operator("resnet_reduction", takes_in=ACTIVATION)
 def resnet_reduction(op: OpSpec) -> nn.Module:
     """The reduction block between NAS-Bench-201's stages (arXiv 2001.00326): two 3x3 convolutions beside pool and 1x1."""
     body = nn.Sequential(

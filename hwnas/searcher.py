@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hwnas import context
 from hwnas.checkpoint import load_state, save_state
 from hwnas.cost import Cost, CostModel, TabularCost
 from hwnas.errors import BudgetError, ConfigError, nearest
@@ -193,11 +194,11 @@ def dominating(cost: Cost, arch: Architecture, most: int = 3) -> str:
         return "its largest activations"
     prices: dict[OpSpec, float] = dict(zip(cost.operators, cost.price.tolist(), strict=True))
     spent: dict[str, float] = {}
-    for op in cost.space.lower(arch):
+    for op in context.lower_for(cost.space, arch, prices):
         spent[str(op)] = spent.get(str(op), 0.0) + prices[op]
-    if cost.offset:
-        spent["what every network costs"] = cost.offset
-    total = sum(spent.values()) or 1.0
+    total = float(cost.of([arch])) or 1.0
+    if (beside := total - sum(spent.values())) > 1e-9 * total:
+        spent["what networks cost beside their operators"] = beside
     top = sorted(spent.items(), key=lambda item: -item[1])[:most]
     return ", ".join(f"{name} ({value / total:.0%})" for name, value in top)
 

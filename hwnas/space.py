@@ -181,7 +181,7 @@ class SearchSpace:
 
     def steps(self, arch: Sequence[int]) -> tuple[Site, ...]:
         """What the network computes: `graph(arch)` with nodes of equal value made one, so that nothing is handed on or computed twice."""
-        return tuple(site for site, computes in self._resolved(arch) if computes)
+        return tuple(site for site, computes in self.resolved(arch) if computes)
 
     def lower(self, arch: Sequence[int]) -> tuple[OpSpec, ...]:
         """The operators of the network, in topological order; an addition for every writer of a node but its first.
@@ -190,15 +190,17 @@ class SearchSpace:
         """
         written: set[str] = set()
         operators = []
-        for site, computes in self._resolved(arch):
+        for site, computes in self.resolved(arch):
             operators.append(site.op)
             if computes and site.output in written:
                 operators.append(self.addition(site.output))
             written.add(site.output)
         return tuple(operators)
 
-    def _resolved(self, arch: Sequence[int]) -> list[tuple[Site, bool]]:
-        """The graph without weightless operators on a value that they have had, and whether a site does more than hand on."""
+    def resolved(self, arch: Sequence[int]) -> list[tuple[Site, bool]]:
+        """The graph without weightless operators on a value that they have had, nodes of equal value under one name, and whether a site
+        does more than hand on.
+        """
         graph = self.graph(arch)
         writers = Counter(site.output for site in graph)
         same: dict[str, str] = {}
@@ -301,7 +303,7 @@ class SearchSpace:
         if key not in self._identities:
             if len(self._identities) >= _REMEMBERED:
                 self._identities.clear()
-            self._identities[key] = certificate([site for site, computes in self._resolved(key) if computes], self.input, self.output)
+            self._identities[key] = certificate([site for site, computes in self.resolved(key) if computes], self.input, self.output)
         return self._identities[key]
 
     @property

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hwnas import resources
+from hwnas import context, resources
 from hwnas.calibrate import FEWEST, Calibration
+from hwnas.cost import CostModel
 from hwnas.device import digest
 from hwnas.doctor import find_table
 from hwnas.errors import ConfigError, PluginError, SpaceError, TableError
-from hwnas.op import OpSpec
 from hwnas.picture import COLOURS, INK, LOOKS, MUTED, ending, save
 from hwnas.profile import space_of
 from hwnas.space import Architecture, SearchSpace, load_space
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OVERHEAD = "every network"
+OVERHEAD = "beside operators"
+LAYOUT = "change of layout"
 """The stage of what a network costs beside its operators."""
 _UNITS = {"latency_ms": ("latency", "ms"), "energy_mj": ("energy", "mJ"), "peak_mb": ("peak memory", "MB")}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
@@ -107,26 +108,32 @@ def dots(table: CostTable) -> tuple[Dot, ...]:
     return tuple(found)
 
 
-def network_time(
-    space: SearchSpace, arch: Architecture, prices: Mapping[OpSpec, float], offset: float = 0.0, what: str = ""
-) -> NetworkTime:  # fmt: skip
-    """The network's cost by the size of its operators' input, largest first, and by their kind; `offset` is what all networks cost."""
+def network_time(model: CostModel, arch: Architecture, what: str = "") -> NetworkTime:
+    """The network's cost by the size of its operators' input, largest first, and by their kind.
+
+    What it costs beside its operators stands last; where it costs less than them, all are shown smaller, and `what` says so.
+    """
     stages: dict[str, dict[str, float]] = {}
-    operators = space.lower(arch)
+    prices = dict(zip(model.operators, model.price.tolist(), strict=True))
+    operators = context.lower_for(model.space, arch, prices)
+    total, summed = float(model.of([arch])), math.fsum(prices[op] for op in operators)
+    smaller = total / summed if total < summed * (1 - 1e-9) else 1.0
     for op in sorted(operators, key=lambda op: -op.height * op.width):
         stage = stages.setdefault(f"{op.height}×{op.width}", {})
-        stage[op.kind] = stage.get(op.kind, 0.0) + prices[op]
-    if offset:
-        stages[OVERHEAD] = {OVERHEAD: offset}
-    return NetworkTime(space.name, what, math.fsum(prices[op] for op in operators) + offset, stages)
+        plain = context.plain(op)
+        kind = LAYOUT if plain is None else plain.kind
+        stage[kind] = stage.get(kind, 0.0) + prices[op] * smaller
+    if total > summed * (1 + 1e-9):
+        stages[OVERHEAD] = {OVERHEAD: total - summed}
+    note = f", times {smaller:.2f}: whole networks take less than their sum" if smaller < 1 else ""
+    return NetworkTime(model.space.name, what + note, total, stages)
 
 
-def median_network(space: SearchSpace, prices: Mapping[OpSpec, float], number: int = 201, seed: int = 0) -> Architecture:
-    """The one of `number` random architectures whose operators cost the median."""
+def median_network(model: CostModel, number: int = 201, seed: int = 0) -> Architecture:
+    """The one of `number` random architectures that costs the median."""
     rng = np.random.default_rng(seed)
-    archs = [space.random(rng) for _ in range(number)]
-    costs = [sum(prices[op] for op in space.lower(arch)) for arch in archs]
-    return archs[int(np.argsort(costs, kind="stable")[number // 2])]
+    archs = [model.space.random(rng) for _ in range(number)]
+    return archs[int(np.argsort(model.of(archs).numpy(), kind="stable")[number // 2])]
 
 
 def load_chart(name: str, root: Path, space: SearchSpace | None = None, arch: str | None = None) -> Chart:
@@ -158,7 +165,7 @@ def load_chart(name: str, root: Path, space: SearchSpace | None = None, arch: st
         table = CostTable(table.device, table.metric, table.fingerprint, {op: table.rows[op] for op in operators if op in table.rows})
         if not networks and not missing:
             prices = {op: row.price for op, row in table.rows.items()}
-            networks = [_time_of(space, arch, prices, 0.0, "sum of isolated prices, not calibrated")]
+            networks = [_time_of(CostModel(space, prices), arch, "sum of isolated prices, not calibrated")]
     if not table.rows:
         raise TableError(f"{path} holds no rows to draw{f' of {space.name}' if space else ''}; measure with `hwnas profile`")
     date = CostTable.load(path).facts.get("date", "")
@@ -202,14 +209,13 @@ def _calibrated(space: SearchSpace | None, table: CostTable, measured: NetworkTa
     own = space or load_space(named["name"], dict(named["options"]))
     times = np.array([row.price for row in measured.rows.values()])
     calibration = Calibration.from_tables(own, table, list(measured.rows), times)
-    prices = dict(zip(calibration.operators, calibration.prices.tolist(), strict=True))
-    return _time_of(own, arch, prices, calibration.offset, "calibrated prices")
+    return _time_of(calibration.cost_model(), arch, "calibrated prices")
 
 
-def _time_of(space: SearchSpace, arch: str | None, prices: Mapping[OpSpec, float], offset: float, basis: str) -> NetworkTime:
-    chosen = median_network(space, prices) if arch is None else space.parse(arch)
+def _time_of(model: CostModel, arch: str | None, basis: str) -> NetworkTime:
+    chosen = median_network(model) if arch is None else model.space.parse(arch)
     which = "the median of 201 random networks" if arch is None else f"network {'-'.join(map(str, chosen))}"
-    return network_time(space, chosen, prices, offset, f"{which}; {basis}")
+    return network_time(model, chosen, f"{which}; {basis}")
 
 
 def draw(chart: Chart, path: Path) -> None:

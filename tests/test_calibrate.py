@@ -9,6 +9,7 @@ import pytest
 
 from hwnas import resources
 from hwnas.calibrate import FEWEST, Accuracy, Calibration, choose_probes, indicators, interval, posterior_given_zero
+from hwnas.context import is_contextual, plain
 from hwnas.cost import CostModel, one_hot
 from hwnas.errors import MissingPriceError, TableError
 from hwnas.op import OpSpec
@@ -117,6 +118,62 @@ def test_corrections_say_what_an_operator_costs_more_at_its_place() -> None:
 
 def test_corrections_that_do_not_help_are_not_kept() -> None:
     assert made("nasbench201")[0].corrections is None
+    assert not made("nasbench201")[0].contextual
+
+
+@pytest.mark.parametrize(("name", "discount"), [("nasbench201", 0.1), ("fbnet", 1.0)])
+def test_operators_in_context_have_prices_of_their_own(name: str, discount: float) -> None:
+    space = load_space(name)
+    rng = np.random.default_rng(5)
+    model = CostModel(space, lambda op: 0.0, contextual=True)
+    alone = {op: 2e-3 + 3e-7 * resources.macs(op) + 1e-6 * op.c_out * op.out_height * op.out_width for op in space.operators()}
+    isolated = np.array(list(alone.values()))
+
+    def in_context(one: OpSpec) -> float:
+        """Fused operators cost a share of the plain ones, a change of layout what a pass over the image does."""
+        op = plain(one)
+        return 1e-5 * one.c_out * one.height * one.width if op is None else alone[op] * (discount if is_contextual(one) else 1)
+
+    true = np.array([in_context(op) for op in model.operators])
+    archs = choose_probes(space, isolated, 60, rng) + [space.random(rng) for _ in range(100)]
+    times = (model.counts(archs).numpy() @ true + 0.02) * (1 + 0.005 * rng.standard_normal(160))
+    best = Calibration.best(space, isolated, archs[:60], times[:60])
+    without = Calibration(space, isolated, archs[:60], times[:60])
+    errors = [Accuracy.of(found.predict(archs[60:])[0], times[60:]).mape for found in (best, without)]
+    assert best.contextual and errors[0] < 0.7 * errors[1] and errors[0] < 0.01
+    assert (best.prices >= 0).all()
+
+
+def test_corrections_may_take_more_than_every_network_costs_beside_its_operators() -> None:
+    """Isolated prices that are too high by as much at every place: nothing is cut off, and no network is predicted at 0 or less."""
+    space, isolated, archs, times = by_place()
+    best = Calibration(space, 2 * isolated, archs[:60], times[:60], corrected=True)
+    mean, _ = best.predict(archs[60:])
+    assert Accuracy.of(mean, times[60:]).mape < 0.02
+    assert (mean > 0).all()
+
+
+def test_what_is_left_out_is_predicted_without_it() -> None:
+    calibration, _, _ = made("nasbench201")
+    space, order = calibration.space, np.random.default_rng(0).permutation(PROBES)
+    archs = choose_probes(space, calibration.isolated, PROBES, np.random.default_rng(0))
+    fold, rest = order[:4], np.sort(order[4:])
+    others = Calibration(space, calibration.isolated, [archs[i] for i in rest], calibration.measured[rest])
+    mean, _ = others.predict([archs[i] for i in fold])
+    np.testing.assert_allclose(calibration.left_out[fold], 1 - mean / calibration.measured[fold], atol=2e-4)
+
+
+def test_standard_deviations_are_widened_where_networks_left_out_are_farther_off() -> None:
+    space, isolated, archs, times = by_place(noise=0.03)
+    calibration = Calibration(space, isolated, archs[:60], times[:60])
+    calibration._left_out = calibration._left_out[0], np.full(60, 3.0)
+    before = calibration.covariance.copy(), calibration.spreads.noise
+    calibration.widen()
+    np.testing.assert_allclose(calibration.covariance, 9 * before[0])
+    assert calibration.spreads.noise == pytest.approx(3 * before[1])
+    calibration._left_out = calibration._left_out[0], np.full(60, 0.5)
+    calibration.widen()
+    assert calibration.spreads.noise == pytest.approx(3 * before[1])
 
 
 def test_networks_alone_calibrate_too() -> None:

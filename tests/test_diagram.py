@@ -93,3 +93,14 @@ def test_too_many_nodes_are_refused() -> None:
     literals = [diagrams.literal(variable, 1) for variable in range(8)]
     with pytest.raises(SpaceError, match="more than the 10 nodes"):
         diagrams.either(literals)
+
+
+@settings(max_examples=15)
+@given(TABLES, TABLES, TABLES)
+def test_a_part_is_the_same_functions_with_fewer_nodes(first: list[int], second: list[int], third: list[int]) -> None:
+    diagrams = Diagrams(SIZES, 1 << 12)
+    whole = Evaluation(diagrams, [drawn(diagrams, table) for table in (first, second, third)])
+    part = whole.part(torch.tensor([2, 0]))
+    assignments = torch.tensor(ASSIGNMENTS)
+    assert part.at(assignments).tolist() == whole.at(assignments)[:, [2, 0]].tolist()
+    assert part.nodes <= whole.nodes

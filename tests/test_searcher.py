@@ -64,7 +64,7 @@ def test_dominating_operators_are_added_up_and_the_offset_is_one_of_them(diamond
     conv = OpSpec("conv_bn", 4, 4, 8, 8)
     sites = (Site(conv, ("input",), "a"), Site(conv, ("a",), "b"), Site(OpSpec("classifier", 4, 2, 8, 8, stride=8), ("b",), "output"))
     model = CostModel(SearchSpace((4, 8, 8), 2, (), sites), lambda op: 3.0 if op == conv else 1.0, offset=4.0)
-    assert dominating(model, (), most=2) == f"{conv} (55%), what every network costs (36%)"
+    assert dominating(model, (), most=2) == f"{conv} (55%), what networks cost beside their operators (36%)"
     assert dominating(PeakMemory(diamond), (1, 1)) == "its largest activations"
 
 

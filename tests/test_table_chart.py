@@ -14,11 +14,12 @@ from PIL import Image
 
 from hwnas import cli, profile, resources
 from hwnas.calibrate import Calibration
+from hwnas.cost import CostModel
 from hwnas.errors import ConfigError, SpaceError, TableError
 from hwnas.op import OpSpec
 from hwnas.space import SearchSpace, load_space
 from hwnas.table import CostTable, NetworkTable, Row
-from hwnas.table_chart import OVERHEAD, Chart, bars, dots, draw, load_chart, median_network, network_time, summary
+from hwnas.table_chart import LAYOUT, OVERHEAD, Chart, bars, dots, draw, load_chart, median_network, network_time, summary
 
 SMALL, LARGE = OpSpec("conv_bn", 4, 4, 8, 8), OpSpec("conv_bn", 4, 4, 8, 8, kernel=3)
 FREE, UNKNOWN, HEAD = OpSpec("identity", 4, 4, 8, 8), OpSpec("squeeze", 4, 4, 8, 8), OpSpec("classifier", 4, 2, 8, 8, stride=8)
@@ -56,26 +57,40 @@ def test_dots_are_what_has_macs_and_a_price(table: CostTable) -> None:
 def test_where_a_networks_time_goes(diamond: SearchSpace) -> None:
     prices = dict(zip(diamond.operators(), range(1, 10), strict=False))
     arch = (2, 1)
-    found = network_time(diamond, arch, {op: float(price) for op, price in prices.items()}, 0.5)
+    found = network_time(CostModel(diamond, prices, offset=0.5), arch)
     assert found.total == 0.5 + sum(prices[op] for op in diamond.lower(arch))
     assert list(found.stages) == ["8×8", OVERHEAD] and found.stages[OVERHEAD] == {OVERHEAD: 0.5}
     assert found.stages["8×8"]["identity"] == 2 * prices[OpSpec("identity", 4, 4, 8, 8)]
     assert sum(value for stage in found.stages.values() for value in stage.values()) == found.total
+    less = network_time(CostModel(diamond, prices, offset=-0.2 * (found.total - 0.5)), arch, "prices")
+    assert less.what == "prices, times 0.80: whole networks take less than their sum"
+    assert less.stages["8×8"]["identity"] == pytest.approx(0.8 * found.stages["8×8"]["identity"]) and OVERHEAD not in less.stages
+
+
+def test_operators_in_context_stand_with_their_kind() -> None:
+    space = load_space("fbnet", {"input_size": 16, "stem_width": 8, "widths": [8], "depths": [4], "strides": [1], "head_width": 24})
+    model = CostModel(space, lambda op: 1.0, contextual=True)
+    labels = space.slots[0].choices
+    arch = tuple(labels.index(label) for label in ("k3_e1_g2", "k3_e1", "k3_e1_g2", "k3_e1"))
+    found = network_time(model, arch)
+    assert {kind for stage in found.stages.values() for kind in stage} == {"conv_bn_relu", "fbnet_block", "classifier", LAYOUT}
+    assert sum(stage.get(LAYOUT, 0) for stage in found.stages.values()) == 4
 
 
 def test_stages_are_by_size_the_largest_first() -> None:
     space = load_space("nasbench201", {"input_size": 16, "width": 4, "cells": 1})
-    found = network_time(space, (3,) * 6, dict.fromkeys(space.operators(), 1.0))
+    found = network_time(CostModel(space, lambda op: 1.0), (3,) * 6)
     assert list(found.stages) == ["16×16", "8×8", "4×4"] and OVERHEAD not in found.stages
 
 
 def test_the_median_network(diamond: SearchSpace) -> None:
     prices = {op: resources.macs(op) for op in diamond.operators()}
-    arch = median_network(diamond, prices)
+    model = CostModel(diamond, prices)
+    arch = median_network(model)
     cost = sum(prices[op] for op in diamond.lower(arch))
     rng = np.random.default_rng(0)
     others = [sum(prices[op] for op in diamond.lower(diamond.random(rng))) for _ in range(201)]
-    assert cost == np.median(others) and median_network(diamond, prices) == arch
+    assert cost == np.median(others) and median_network(model) == arch
 
 
 def test_a_fingerprint_in_one_line() -> None:
@@ -104,9 +119,10 @@ def test_a_devices_table_with_its_calibrated_spaces(charted: Callable[..., Chart
     measured = NetworkTable.load(next(path.parent.glob("networks/*.csv")))
     times = np.array([row.price for row in measured.rows.values()])
     calibration = Calibration.from_tables(space, CostTable.load(path), list(measured.rows), times)
-    arch = median_network(space, dict(zip(calibration.operators, calibration.prices.tolist(), strict=True)))
-    assert network.total == pytest.approx(float(calibration.cost_model().of([arch])), rel=1e-9)
-    assert network.what == "the median of 201 random networks; calibrated prices"
+    model = calibration.cost_model()
+    assert network.total == pytest.approx(float(model.of([median_network(model)])), rel=1e-9)
+    assert network.what.startswith("the median of 201 random networks; calibrated prices")
+    assert sum(sum(stage.values()) for stage in network.stages.values()) == pytest.approx(network.total)
     assert charted(str(path)) == chart
 
 
@@ -114,7 +130,7 @@ def test_a_given_space_and_network(charted: Callable[..., Chart], tiny: Path) ->
     space = tiny_space()
     arch = (3, 1, 1, 1, 1, 1)
     (network,) = charted(space=space, arch="3,1,1,1,1,1").networks
-    assert network.what == "network 3-1-1-1-1-1; calibrated prices"
+    assert network.what.startswith("network 3-1-1-1-1-1; calibrated prices")
     shutil.rmtree(next(tiny.glob("latency_tables/cpu-1t/*/networks")))
     (network,) = charted(space=space, arch="3,1,1,1,1,1").networks
     assert network.what == "network 3-1-1-1-1-1; sum of isolated prices, not calibrated"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from hwnas.layers import conv, operator
+from hwnas.layers import ADDITION, conv, operator
 from hwnas.op import OpSpec
 from hwnas.space import SearchSpace, Site, Slot
 
@@ -25,7 +25,7 @@ OPERATORS: tuple[Operator, ...] = (
 TYPES = ("normal", "reduce")
 
 
-@operator("dil_conv")
+@operator("dil_conv", takes_in=ADDITION)
 def dil_conv(op: OpSpec) -> nn.Module:
     """Dilated depthwise and 1x1 convolution and BatchNorm; what it reads has had its ReLU."""
     depthwise = conv(op.c_in, op.c_in, op.kernel, op.stride, op.c_in, op.dilation)

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from hwnas.errors import ConfigError
-from hwnas.layers import conv, operator
+from hwnas.layers import ADDITION, conv, operator
 from hwnas.op import OpSpec
 from hwnas.space import Architecture, SearchSpace, Site, Slot
 
@@ -52,7 +52,7 @@ def norm_relu(op: OpSpec) -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(op.c_in), nn.ReLU())
 
 
-@operator("depthwise_pointwise")
+@operator("depthwise_pointwise", takes_in=ADDITION)
 def depthwise_pointwise(op: OpSpec) -> nn.Module:
     """A depthwise convolution and the 1x1 convolution that sets the width."""
     return nn.Sequential(conv(op.c_in, op.c_in, op.kernel, op.stride, op.c_in), conv(op.c_in, op.c_out, 1))

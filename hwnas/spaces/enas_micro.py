@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import nn
 
 from hwnas.errors import ConfigError
-from hwnas.layers import operator
+from hwnas.layers import ADDITION, operator
 from hwnas.op import OpSpec
 from hwnas.space import Architecture, Decision, SearchSpace, Site, Slot
 
@@ -39,7 +39,7 @@ OPERATORS: dict[str, dict[str, tuple[str, int]]] = {
 """Kind and kernel of every operator, in the published order."""
 
 
-@operator("conv_in_two")
+@operator("conv_in_two", takes_in=ADDITION)
 def conv_in_two(op: OpSpec) -> nn.Module:
     """A convolution of one row, BatchNorm, ReLU, a convolution of one column, BatchNorm (1x7 and 7x1 of NASNet, arXiv 1707.07012)."""
     k, s = op.kernel, op.stride

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwnas import layers, resources
+from hwnas import context, layers, resources
 from hwnas.cost import CostModel, choice_mask, one_hot
 from hwnas.errors import SpaceError
 from hwnas.network import Network
@@ -29,9 +31,16 @@ ENUMERABLE = 20_000
 """Architectures that a test goes through one by one."""
 
 
-def random_prices(space: SearchSpace, rng: np.random.Generator) -> dict[OpSpec, float]:
-    """Prices whose sum betrays every operator that is left out or counted twice."""
-    return {op: float(rng.uniform(0.1, 10)) for op in space.operators()}
+def priced(space: SearchSpace, rng: np.random.Generator, offset: float) -> Iterator[tuple[CostModel, Callable[[Architecture], float]]]:
+    """Models with prices whose sum betrays every operator that is left out or counted twice, and that sum: plain, and in context."""
+    more = context.contextual(space)
+    for beside in ((), more) if more else ((),):
+        prices = {op: float(rng.uniform(0.1, 10)) for op in (*space.operators(), *beside)}
+
+        def total(arch: Architecture, prices: dict[OpSpec, float] = prices) -> float:
+            return offset + sum(prices[op] for op in context.lower_for(space, arch, prices))
+
+        yield CostModel(space, prices, offset=offset, contextual=bool(beside)), total
 
 
 def sample(space: SearchSpace, rng: np.random.Generator, n: int = 40) -> list[Architecture]:
@@ -73,21 +82,19 @@ def lived_in(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def test_cost_is_the_sum_of_prices(space: SearchSpace, rng: np.random.Generator) -> None:
-    prices = random_prices(space, rng)
-    model = CostModel(space, prices, offset=0.75)
     archs = sample(space, rng)
-    expected = torch.tensor([0.75 + sum(prices[op] for op in space.lower(arch)) for arch in archs], dtype=torch.float64)
-    torch.testing.assert_close(model(one_hot(space, archs).double()), expected)
-    torch.testing.assert_close(model.of(archs), expected)
+    for model, total in priced(space, rng, 0.75):
+        expected = torch.tensor([total(arch) for arch in archs], dtype=torch.float64)
+        torch.testing.assert_close(model(one_hot(space, archs).double()), expected)
+        torch.testing.assert_close(model.of(archs), expected)
 
 
 def test_cost_is_the_sum_of_prices_at_full_size(default_space: SearchSpace, rng: np.random.Generator) -> None:
-    prices = random_prices(default_space, rng)
-    model = CostModel(default_space, prices)
     archs = sample(default_space, rng)
-    expected = torch.tensor([sum(prices[op] for op in default_space.lower(arch)) for arch in archs], dtype=torch.float64)
-    torch.testing.assert_close(model(one_hot(default_space, archs).double()), expected)
-    torch.testing.assert_close(model.of(archs), expected)
+    for model, total in priced(default_space, rng, 0.0):
+        expected = torch.tensor([total(arch) for arch in archs], dtype=torch.float64)
+        torch.testing.assert_close(model(one_hot(default_space, archs).double()), expected)
+        torch.testing.assert_close(model.of(archs), expected)
 
 
 # Law 2
@@ -107,15 +114,19 @@ def supports(space: SearchSpace, rng: np.random.Generator) -> list[list[list[int
 
 
 def test_expectation_is_the_mean_over_all_networks(space: SearchSpace, rng: np.random.Generator) -> None:
-    prices = random_prices(space, rng)
-    model = CostModel(space, prices, offset=0.5)
-    if not model.expects:
-        with pytest.raises(SpaceError, match="search it with a searcher that prices whole architectures"):
-            model(choice_mask(space) / choice_mask(space).sum(-1, keepdim=True))
+    models = list(priced(space, rng, 0.5))
+    for model, _ in models:
+        if not model.expects:
+            with pytest.raises(SpaceError, match="search it with a searcher that prices whole architectures"):
+                model(choice_mask(space) / choice_mask(space).sum(-1, keepdim=True))
+    models = [(model, total) for model, total in models if model.expects]
+    if not models:
         pytest.skip(f"{space.name} has no expected cost")
-    for support in supports(space, rng):
+    for (model, total), support in itertools.product(models, supports(space, rng)):
+        if model.contextual and math.prod(map(len, support)) > 512:
+            continue  # to lower all networks once is enough
         grid = np.stack(np.meshgrid(*map(np.array, support), indexing="ij"), -1).reshape(-1, len(support))
-        costs = torch.tensor([0.5 + sum(prices[op] for op in space.lower(arch)) for arch in map(tuple, grid.tolist())], dtype=torch.float64)
+        costs = torch.tensor([total(arch) for arch in map(tuple, grid.tolist())], dtype=torch.float64)
         allowed = torch.zeros(choice_mask(space).shape, dtype=torch.bool)
         for slot, choices in enumerate(support):
             allowed[slot, choices] = True
@@ -130,12 +141,13 @@ def test_expectation_is_the_mean_over_all_networks(space: SearchSpace, rng: np.r
 
 
 def test_gradient_of_the_expectation_is_the_numerical_one(space: SearchSpace, rng: np.random.Generator) -> None:
-    model = CostModel(space, random_prices(space, rng))
-    if not model.expects:
+    models = [model for model, _ in priced(space, rng, 0.0) if model.expects]
+    if not models:
         pytest.skip(f"{space.name} has no expected cost")
-    logits = torch.as_tensor(rng.normal(size=choice_mask(space).shape)).requires_grad_()
     padding = ~choice_mask(space)
-    assert torch.autograd.gradcheck(lambda x: model(x.masked_fill(padding, -torch.inf).softmax(-1)), (logits,))
+    for model in models:
+        logits = torch.as_tensor(rng.normal(size=choice_mask(space).shape)).requires_grad_()
+        assert torch.autograd.gradcheck(lambda x, model=model: model(x.masked_fill(padding, -torch.inf).softmax(-1)), (logits,))
 
 
 # Law 3
