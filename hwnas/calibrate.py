@@ -306,6 +306,10 @@ class Calibration:
         """Mean and standard deviation of the cost of networks."""
         return self._model.of(archs).numpy(), self._model.deviation(archs).numpy()
 
+    def sum_of_isolated(self, archs: Sequence[Architecture]) -> Floats:
+        """What networks would cost if every operator cost what it costs alone."""
+        return np.asarray(CostModel(self.space, dict(zip(self.operators, self.isolated.tolist(), strict=True))).of(archs))
+
     @cached_property
     def _model(self) -> CostModel:
         return self.cost_model()

@@ -519,6 +519,8 @@ def profile_networks(
 def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 1, progress: Progress = silent) -> dict[str, Any]:
     """How far the calibrated table is from `number` random networks that calibration never saw, measured now, twice.
 
+    What was killed goes on where it stopped.
+
     Keys: `device`, `space`, `n`, `noise_floor` (the second measuring predicted by the first), `before` (sum of isolated
     prices), `after` (calibrated), `interval_coverage` (of the 90 % interval), `probes`, `seconds`.
     """
@@ -526,12 +528,13 @@ def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 
     calibration = tables.calibration(space)
     archs = unseen(tables, space, number, seed=seed)
     patient = replace(NETWORKS, patience_s=CHECK_PATIENCE_S)
-    first, _ = measure_networks(tables, space, archs, protocol=patient, progress=progress)
-    second, _ = measure_networks(tables, space, archs, protocol=patient, progress=progress)
+    journals = [tables.networks_path(space).with_suffix(f".check{session}.journal") for session in (1, 2)]
+    first, second = (measure_networks(tables, space, archs, protocol=patient, journal=path, progress=progress)[0] for path in journals)
+    for path in journals:
+        path.unlink(missing_ok=True)
     archs = [arch for arch in archs if arch in first and arch in second]
     measured = np.array([first[arch].price for arch in archs])
     again = np.array([second[arch].price for arch in archs])
-    counts = CostModel(space, lambda op: 0.0).counts(archs).numpy()
     predicted, deviation = calibration.predict(archs)
     low, high = interval(predicted, deviation)
     return {
@@ -539,7 +542,7 @@ def check(tables: DeviceTables, space: SearchSpace, number: int, *, seed: int = 
         "space": space.id,
         "n": len(archs),
         "noise_floor": asdict(Accuracy.of(again, measured)),
-        "before": asdict(Accuracy.of(counts @ calibration.isolated, measured)),
+        "before": asdict(Accuracy.of(calibration.sum_of_isolated(archs), measured)),
         "after": asdict(Accuracy.of(predicted, measured)),
         "interval_coverage": float(((low <= measured) & (measured <= high)).mean()),
         "probes": len(calibration.measured),

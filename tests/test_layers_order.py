@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hwnas"
 ORDER = """
 errors plain plugins op layers space resources quick_onnx spaces/* network supernet feed onnx_torch quantize
-device counters worker remote measure energy backends/* table diagram cost exchange formats/* calibrate profile
+device counters worker remote measure energy backends/* table diagram context cost exchange formats/* calibrate profile
 checkpoint text data train evaluate tabular pareto features gaussian surrogates searcher evolution controller distribution searchers/*
 config workers run search explain export exporters/* verify doctor transfer picture table_chart space_chart compare compare_chart
 report front cli __init__

@@ -122,6 +122,29 @@ def test_networks_are_measured_until_there_are_enough_and_then_checked(tables: D
     assert 0 <= found["interval_coverage"] <= 1
 
 
+def test_a_check_that_was_killed_goes_on(tables: DeviceTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up(tables, monkeypatch)
+    space = load_space("nasbench201", {"input_size": 8, "width": 4, "cells": 1})
+    profile_operators(tables, space.operators())
+    profile_networks(tables, space, 10)
+    made, journals = vars(profile)["measure"], []
+
+    def journalled(*arguments: Any, journal: Path, **options: Any) -> Measurement:
+        journals.append(journal)
+        journal.write_text("")
+        if len(journals) == 2:
+            raise KeyboardInterrupt
+        found: Measurement = made(*arguments, **options)
+        return found
+
+    monkeypatch.setattr(profile, "measure", journalled)
+    with pytest.raises(KeyboardInterrupt):
+        check(tables, space, 10)
+    assert len(set(journals)) == 2 and all(path.exists() for path in journals)
+    assert check(tables, space, 10)["n"] == 10
+    assert journals[2:] == journals[:2] and not any(path.exists() for path in journals)
+
+
 def test_a_space_without_unseen_networks_cannot_be_checked(tables: DeviceTables, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(tables, monkeypatch)
     kernels = [OpSpec("conv_bn", 3, 3, 8, 8, kernel=2 * i + 1) for i in range(9)]
