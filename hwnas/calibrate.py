@@ -89,7 +89,6 @@ class Calibration:
     Args:
         isolated: the price of each operator alone; None where only networks were measured.
         archs: the measured networks.
-        errors: standard errors of `measured`.
         corrected: whether choices are corrected.
         contextual: whether operators in context have prices of their own.
 
@@ -105,7 +104,6 @@ class Calibration:
         isolated: Floats | None,
         archs: Sequence[Architecture],
         measured: Floats,
-        errors: Floats | None = None,
         corrected: bool = False,
         contextual: bool = False,
     ) -> None:
@@ -116,7 +114,6 @@ class Calibration:
         self.contextual, self.operators = contextual, counter.operators
         self.isolated = _isolated(counter, isolated)
         self.counts, self.measured = counter.counts(archs).numpy(), measured
-        self.errors = np.zeros_like(measured) if errors is None else errors
         self.chosen = indicators(space, archs) if corrected else np.zeros((len(measured), 0))
         self._learn()
 
@@ -210,26 +207,35 @@ class Calibration:
         covariance += np.diag(np.concatenate([*variances, [(_OFFSET * self.level) ** 2]]))
         return mean, covariance
 
-    @property
-    def _rows(self) -> Floats:
-        """(network, price or correction or offset): what adds up to each measured network, as a share of its cost."""
-        return np.column_stack([self.counts, self.chosen, np.ones(len(self.counts))]) * self.weights[:, None]
+    def _evidence(self, mean: Floats) -> tuple[Floats, Floats, float, int]:
+        """What the measured networks say: rows (row, price or correction or offset) and what they leave of 1 behind the prior mean.
 
-    def _parts(self) -> tuple[Floats, Floats]:
-        """The covariance of the measured networks: what each spread's square is multiplied with, and what is there without any."""
-        counts, chosen = self.counts * self.weights[:, None], self.chosen * self.weights[:, None]
+        The rows are networks, as shares of their cost; or, where there are more networks than terms, as many rows as terms that say
+        the same, with the squares and the number of the rest, which say something of the noise only.
+        """
+        rows = np.column_stack([self.counts, self.chosen, np.ones(len(self.counts))]) * self.weights[:, None]
+        error = 1 - rows @ mean
+        if len(rows) <= rows.shape[1]:
+            return rows, error, 0.0, 0
+        turn, fewer = np.linalg.qr(rows)
+        turned = turn.T @ error
+        return fewer, turned, max(float(error @ error - turned @ turned), 0.0), len(rows) - len(fewer)
+
+    def _parts(self, rows: Floats) -> tuple[Floats, Floats]:
+        """The covariance of these rows: what each spread's square is multiplied with, and what is there without any."""
+        counts, chosen = rows[:, : len(self.operators)], rows[:, len(self.operators) : -1]
         features, residual = counts @ self.features, counts * self.scale
-        factors = [features[:, 1:], features[:, :1], residual, np.eye(len(counts))]
+        factors = [features[:, 1:], features[:, :1], residual, np.eye(len(rows))]
         if chosen.shape[1]:
             factors += [chosen @ self.places, chosen * self.level]
-        offset = _OFFSET * self.level * self.weights
-        return np.array([factor @ factor.T for factor in factors]), np.outer(offset, offset) + np.diag((self.errors * self.weights) ** 2)
+        offset = _OFFSET * self.level * rows[:, -1]
+        return np.array([factor @ factor.T for factor in factors]), np.outer(offset, offset)
 
     def _fit(self, start: Spreads | None = None) -> Spreads:
         """The spreads of greatest marginal likelihood, under weak priors that keep them within reason."""
-        parts, fixed = self._parts()
+        rows, error, rest, number = self._evidence(self._prior(Spreads(*np.exp(_USUAL)))[0])
+        parts, fixed = self._parts(rows)
         usual = _USUAL[: len(parts)]
-        error = 1 - self._rows @ self._prior(Spreads(*np.exp(usual)))[0]
 
         def loss(logs: Floats) -> tuple[float, Floats]:
             squares = np.exp(2 * logs)
@@ -242,8 +248,10 @@ class Calibration:
             solved = inverse @ error
             off = (logs - usual) / 1.5
             value = 0.5 * error @ solved + np.log(np.diag(factor[0])).sum() + 0.5 * (off**2).sum()
-            slopes = squares * np.array([(inverse * part).sum() - solved @ part @ solved for part in parts])
-            return float(value), slopes + off / 1.5
+            value += 0.5 * rest / squares[_NOISE] + number * logs[_NOISE]
+            slopes = squares * np.array([(inverse * part).sum() - solved @ part @ solved for part in parts]) + off / 1.5
+            slopes[_NOISE] += number - rest / squares[_NOISE]
+            return float(value), slopes
 
         starts = [point[: len(usual)] for point in _STARTS] if start is None else [np.log(start.values()[: len(usual)])]
         found = [minimize(loss, point, jac=True, method="L-BFGS-B", bounds=_BOUNDS[: len(usual)]) for point in starts]
@@ -252,11 +260,11 @@ class Calibration:
 
     def _solve(self) -> None:
         operators = len(self.operators)
-        rows, (mean, covariance) = self._rows, self._prior(self.spreads)
-        gram = rows @ covariance @ rows.T + np.diag(self.spreads.noise**2 + (self.errors * self.weights) ** 2)
-        factor = cho_factor(gram, lower=True)
+        mean, covariance = self._prior(self.spreads)
+        rows, error, _, _ = self._evidence(mean)
+        factor = cho_factor(rows @ covariance @ rows.T + self.spreads.noise**2 * np.eye(len(rows)), lower=True)
         gain = cho_solve(factor, rows @ covariance).T
-        free = mean + gain @ (1 - rows @ mean), covariance - gain @ rows @ covariance
+        free = mean + gain @ error, covariance - gain @ rows @ covariance
         posterior, self.covariance = free
         prices = np.r_[:operators, len(mean) - 1]  # and the offset; a correction may lower what another choice costs
         pinned: list[int] = []
@@ -293,11 +301,11 @@ class Calibration:
             others = copy.copy(self)
             rest = np.setdiff1d(order, fold)
             others.counts, others.chosen = self.counts[rest], self.chosen[rest]
-            others.measured, others.errors = self.measured[rest], self.errors[rest]
+            others.measured = self.measured[rest]
             others._learn(self.spreads)
             rows = np.column_stack([self.counts[fold], self.chosen[fold], np.ones(len(fold))])
             mean = rows @ others._posterior
-            variance = ((rows @ others.covariance) * rows).sum(1) + (others.spreads.noise * mean) ** 2 + self.errors[fold] ** 2
+            variance = ((rows @ others.covariance) * rows).sum(1) + (others.spreads.noise * mean) ** 2
             relative[fold] = 1 - mean / self.measured[fold]
             standard[fold] = (self.measured[fold] - mean) / np.sqrt(variance)
         return relative, standard
@@ -317,6 +325,7 @@ class Calibration:
 
 _PROBE_NOISE = 0.03
 _OFFSET = 0.3
+_NOISE = 3  # the place of the noise among the spreads
 _USUAL = np.log([0.3, 0.2, 0.1, 0.01, 0.05, 0.01])
 _STARTS = _USUAL, _USUAL + [1, -1, 1, -1, 1, 1], np.log([0.02, 0.2, 0.02, 0.02, 0.3, 0.05])
 _BOUNDS = [(np.log(low), np.log(high)) for low, high in ((1e-3, 3.0), (1e-3, 2.0), (1e-4, 2.0), (1e-3, 0.3), (1e-4, 3.0), (1e-4, 0.5))]

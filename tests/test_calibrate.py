@@ -152,6 +152,21 @@ def test_corrections_may_take_more_than_every_network_costs_beside_its_operators
     assert (mean > 0).all()
 
 
+@pytest.mark.parametrize("corrected", [False, True])
+def test_more_networks_than_terms_say_what_all_their_rows_say(corrected: bool) -> None:
+    space, isolated, archs, times = by_place(noise=0.02)
+
+    class RowByRow(Calibration):
+        def _evidence(self, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, int]:
+            rows = np.column_stack([self.counts, self.chosen, np.ones(len(self.counts))]) * self.weights[:, None]
+            return rows, 1 - rows @ mean, 0.0, 0
+
+    few, all_ = (kind(space, isolated, archs[:120], times[:120], corrected=corrected) for kind in (Calibration, RowByRow))
+    np.testing.assert_allclose(few.spreads.values(), all_.spreads.values(), rtol=0.02)
+    for found, expected in zip(few.predict(archs[120:]), all_.predict(archs[120:]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0.01)
+
+
 def test_what_is_left_out_is_predicted_without_it() -> None:
     calibration, _, _ = made("nasbench201")
     space, order = calibration.space, np.random.default_rng(0).permutation(PROBES)
