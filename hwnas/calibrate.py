@@ -19,6 +19,7 @@ model's standard deviations say, these are widened.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,6 +40,8 @@ from hwnas.table import CostTable
 Floats = NDArray[np.float64]
 FEWEST = 8
 """Networks below which nothing is calibrated."""
+SESSIONS = 0.007
+"""Share by which a network's time differs from one session to another; 0.004 to 0.010 on the devices of docs/measurements.md."""
 FOLDS = 10
 """Parts of the measured networks that are left out in turn."""
 HELPS = 0.95
@@ -140,10 +143,13 @@ class Calibration:
         return other if (other.left_out**2).mean() < HELPS * (self.left_out**2).mean() else self
 
     def widen(self) -> None:
-        """Takes standard deviations for as much larger as networks left out are farther off than these say."""
+        """Takes standard deviations for as much larger as networks left out are farther off than these say.
+
+        To the noise comes what networks of one session cannot say: by how much another session will differ.
+        """
         caution = max(1.0, float(np.sqrt((self._left_out[1] ** 2).mean())))
         self.covariance = caution**2 * self.covariance
-        self.spreads = replace(self.spreads, noise=caution * self.spreads.noise)
+        self.spreads = replace(self.spreads, noise=math.hypot(caution * self.spreads.noise, SESSIONS))
 
     @classmethod
     def from_tables(cls, space: SearchSpace, table: CostTable, archs: Sequence[Architecture], measured: Floats) -> Calibration:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
 import pytest
 
 from hwnas import resources
-from hwnas.calibrate import FEWEST, Accuracy, Calibration, choose_probes, indicators, interval, posterior_given_zero
+from hwnas.calibrate import FEWEST, SESSIONS, Accuracy, Calibration, choose_probes, indicators, interval, posterior_given_zero
 from hwnas.context import is_contextual, plain
 from hwnas.cost import CostModel, one_hot
 from hwnas.errors import MissingPriceError, TableError
@@ -184,10 +185,10 @@ def test_standard_deviations_are_widened_where_networks_left_out_are_farther_off
     before = calibration.covariance.copy(), calibration.spreads.noise
     calibration.widen()
     np.testing.assert_allclose(calibration.covariance, 9 * before[0])
-    assert calibration.spreads.noise == pytest.approx(3 * before[1])
+    assert calibration.spreads.noise == pytest.approx(math.hypot(3 * before[1], SESSIONS))
     calibration._left_out = calibration._left_out[0], np.full(60, 0.5)
     calibration.widen()
-    assert calibration.spreads.noise == pytest.approx(3 * before[1])
+    np.testing.assert_allclose(calibration.covariance, 9 * before[0])
 
 
 def test_networks_alone_calibrate_too() -> None:
