@@ -11,9 +11,9 @@ parameters, layers, and one; beta has a Gaussian prior; the spreads are those of
 dozen networks correct hundreds of prices, also of operators that none of them holds. Additions and activations that a
 convolution takes in, and changes of layout, have prices of their own (`hwnas.context`): a fused operator is expected to
 cost what the plain one does but for a discount by kind, a change of layout what it moves. The corrections say what the
-same operator costs more at one place than at another, or though nothing uses it (a runtime that does not prune). Both
-are kept only where they predict networks better that they have not seen, and where those are farther off than the
-model's standard deviations say, these are widened.
+same operator costs more at one place than at another, or though nothing uses it (a runtime that does not prune). The
+square of a network's weights may have a price: of what no longer fits into a cache. Each is kept only where it predicts
+networks better that it has not seen, and where those are farther off than the standard deviations say, these are widened.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Calibration:
         archs: the measured networks.
         corrected: whether choices are corrected.
         contextual: whether operators in context have prices of their own.
+        pressing: whether the square of the weights has a price.
 
     Raises:
         TableError: too few networks.
@@ -109,12 +110,13 @@ class Calibration:
         measured: Floats,
         corrected: bool = False,
         contextual: bool = False,
+        pressing: bool = False,
     ) -> None:
         if len(measured) < FEWEST:
             raise TableError(f"calibration needs at least {FEWEST} measured networks, but has {len(measured)}; profile with more probes")
         self.space = space
-        counter = CostModel(space, lambda op: 0.0, contextual=contextual)
-        self.contextual, self.operators = contextual, counter.operators
+        counter = CostModel(space, lambda op: 0.0, contextual=contextual, pressing=pressing)
+        self.contextual, self.pressing, self.operators = contextual, pressing, counter.operators
         self.isolated = _isolated(counter, isolated)
         self.counts, self.measured = counter.counts(archs).numpy(), measured
         self.chosen = indicators(space, archs) if corrected else np.zeros((len(measured), 0))
@@ -127,14 +129,16 @@ class Calibration:
 
     @classmethod
     def best(cls, space: SearchSpace, isolated: Floats | None, archs: Sequence[Architecture], measured: Floats) -> Calibration:
-        """With contextual operators, and with corrections, where these predict networks better that were left out, else without.
+        """With contextual operators, pressure and corrections, each where it predicts networks better that were left out, else without.
 
         Its uncertainty is widened to what the networks left out say.
         """
-        best = cls(space, isolated, archs, measured)
-        if tells_context(space):
-            best = best.better(cls(space, isolated, archs, measured, contextual=True))
-        best = best.better(cls(space, isolated, archs, measured, corrected=True, contextual=best.contextual))
+        best, kept = cls(space, isolated, archs, measured), dict[str, bool]()
+        for more in ("contextual", "pressing", "corrected"):
+            if more == "corrected" or tells(space, more):
+                other = cls(space, isolated, archs, measured, **kept, **{more: True})
+                if best.better(other) is other:
+                    best, kept[more] = other, True
         best.widen()
         return best
 
@@ -174,6 +178,7 @@ class Calibration:
             corrections=self.corrections,
             uncertainty=uncertainty,
             contextual=self.contextual,
+            pressing=self.pressing,
         )
 
     def _design(self) -> None:
@@ -356,12 +361,12 @@ def posterior_given_zero(mean: Floats, covariance: Floats, pinned: Sequence[int]
     return out, spread
 
 
-def tells_context(space: SearchSpace) -> bool:
-    """Whether the space has contextual operators that can be told apart without losing its expected cost."""
-    if not context.contextual(space):
+def tells(space: SearchSpace, more: str) -> bool:
+    """Whether prices in the space may be `contextual` or `pressing` without losing its expected cost."""
+    if more == "contextual" and not context.contextual(space):
         return False
-    plain, contextual = (CostModel(space, lambda op: 0.0, contextual=value) for value in (False, True))
-    return plain.expects == contextual.expects
+    richer = CostModel(space, lambda op: 0.0, contextual=more == "contextual", pressing=more == "pressing")
+    return CostModel(space, lambda op: 0.0).expects == richer.expects
 
 
 def _isolated(counter: CostModel, isolated: Floats | None) -> Floats:
@@ -429,7 +434,7 @@ def choose_probes(space: SearchSpace, isolated: Floats, number: int, rng: np.ran
         if len(found) == pool:
             break
     archs = list(found.values())
-    counter = CostModel(space, lambda op: 0.0, contextual=tells_context(space))
+    counter = CostModel(space, lambda op: 0.0, contextual=tells(space, "contextual"))
     counts, isolated = counter.counts(archs).numpy(), _isolated(counter, isolated)
     total = counts @ isolated
     features = np.column_stack([isolated, op_features(counter.operators)])

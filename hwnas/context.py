@@ -8,6 +8,9 @@ Borders: runtimes keep images in a layout of their own for dense and depthwise c
 two, images are laid out anew: an operator more, `to_grouped` or `from_grouped`, or with `_sum` behind it where the operator that reads
 also adds its input to its result.
 
+Pressure: weights that stay in a cache from one inference to the next cost less than those that no longer fit, so twice the weights
+cost more than twice. `pressure` stands once in every network, times the square of its weights (`CostModel` counts it).
+
 Which of this holds in a network depends on what else is in it. Whether a device has it, measured networks say (`hwnas.calibrate`).
 """
 
@@ -29,6 +32,8 @@ FUSED = "fused_"
 BORDERS = ("from_grouped", "to_grouped")
 """By whether the operator that reads is grouped."""
 SUM = "_sum"
+PRESSURE = OpSpec("pressure", 1, 1, 1, 1)
+"""Price of the square of a network's weights, these as a share of the most that a network of the space could have."""
 
 
 def fused(op: OpSpec) -> OpSpec:
@@ -37,12 +42,12 @@ def fused(op: OpSpec) -> OpSpec:
 
 
 def plain(op: OpSpec) -> OpSpec | None:
-    """The operator of the space that a fused one computes; any other is itself; None for a border."""
-    return None if op.kind.removesuffix(SUM) in BORDERS else replace(op, kind=op.kind.removeprefix(FUSED))
+    """The operator of the space that a fused one computes; any other is itself; None for a border and for pressure."""
+    return None if op == PRESSURE or op.kind.removesuffix(SUM) in BORDERS else replace(op, kind=op.kind.removeprefix(FUSED))
 
 
 def is_contextual(op: OpSpec) -> bool:
-    """Whether it is a fused operator or a border."""
+    """Whether it is a fused operator, a border, or pressure."""
     return plain(op) != op
 
 
@@ -77,8 +82,8 @@ def _keeps_layout(op: OpSpec) -> bool:
 
 
 def lower_for(space: SearchSpace, arch: Sequence[int], prices: Iterable[OpSpec]) -> tuple[OpSpec, ...]:
-    """The network's operators as `prices` has them: in context where it has such."""
-    return lower(space, arch) if any(map(is_contextual, prices)) else space.lower(arch)
+    """The network's operators as `prices` has them: fused and with borders where it has such."""
+    return lower(space, arch) if any(is_contextual(op) and op != PRESSURE for op in prices) else space.lower(arch)
 
 
 def lower(space: SearchSpace, arch: Sequence[int]) -> tuple[OpSpec, ...]:

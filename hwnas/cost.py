@@ -23,8 +23,12 @@ from hwnas.space import IDENTITY, Architecture, Decision, SearchSpace, Site
 
 ENUMERABLE = 1 << 16
 """Architectures up to which the cheapest is found by pricing all of them."""
+STEPS = 1 << 8
+"""In how many steps a network's weights are told apart where their square counts."""
 MOST_NODES = 1 << 18
 """Nodes of decision diagrams that may be made to find out when a site is alive."""
+MOST_MORE_NODES = 1 << 16
+"""The same for what makes prices truer: operators in context, and the square of the weights."""
 _DENSE = 1 << 20  # entries of the largest table that prices of architectures are looked up in
 _IN_CACHE = 1 << 13  # entries of a table that stays in the first cache level
 _CHUNK = 1 << 14  # architectures looked up at a time
@@ -61,13 +65,14 @@ class CostModel(nn.Module):
         corrections: (slot, choice) what a choice costs beside its operators; not negative, anything in the padding.
         once: operators that share their weights (tied sites) are paid for once a network: for prices of what is stored.
         contextual: operators that a convolution takes in, and changes of layout, have prices of their own (see `hwnas.context`).
+        pressing: the square of a network's weights has a price too, that of `context.PRESSURE`.
 
     Raises:
         TableError: a price is missing, negative or not finite.
     """
 
     operators: tuple[OpSpec, ...]
-    """`space.operators()`, and behind them the contextual ones where these are told apart."""
+    """`space.operators()`, and behind them the contextual ones where these are told apart, and `PRESSURE` last."""
 
     quick = True
     """Whether networks are priced fast enough to look for the cheapest and the costliest."""
@@ -83,6 +88,7 @@ class CostModel(nn.Module):
         uncertainty: Uncertainty | None = None,
         once: bool = False,
         contextual: bool = False,
+        pressing: bool = False,
     ) -> None:
         super().__init__()
         self.space = space
@@ -91,7 +97,10 @@ class CostModel(nn.Module):
         self.offset = float(offset)
         self.uncertainty = uncertainty
         self.contextual = contextual
-        self.operators = (*space.operators(), *(context.contextual(space) if contextual else ()))
+        self.pressing = pressing
+        beside = (*(context.contextual(space) if contextual else ()), *((context.PRESSURE,) if pressing else ()))
+        self.operators = (*space.operators(), *beside)
+        self._pressure = _pressure(space) if pressing else None
         price = torch.tensor([_price(prices, op, metric) for op in self.operators], dtype=torch.float64)
         self.price: Tensor
         self.register_buffer("price", price, persistent=False)
@@ -100,14 +109,14 @@ class CostModel(nn.Module):
         unmixed = SpaceError(f"{space.name} prices its networks one by one; search it with a searcher that prices whole architectures")
         terms = _terms(space, contextual) if space.expectable and not self.once else unmixed
         self._terms = _Walked(self, str(terms)) if isinstance(terms, SpaceError) else terms
-        self.register_buffer("term_price", self._terms.usage @ price, persistent=False)
+        self.register_buffer("term_price", self._terms.usage @ price[: self._terms.usage.shape[1]], persistent=False)
         self.corrections: Tensor | None
         self.register_buffer("corrections", None if corrections is None else _corrections(space, corrections), persistent=False)
 
     @property
     def expects(self) -> bool:
         """Whether soft rows have an expected cost."""
-        return isinstance(self._terms, _Terms)
+        return isinstance(self._terms, _Terms) and (self._pressure is None or self._pressure.expects)
 
     def forward(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch"]:
         """Expected cost under independent choices; exact on one-hot rows. Rows are padded with zeros behind the last choice.
@@ -118,11 +127,18 @@ class CostModel(nn.Module):
         out: Tensor = self._terms.presence(probs) @ self.term_price.to(probs) + self.offset
         if self.corrections is not None:
             out = out + (probs * self.corrections.to(probs)).sum((-1, -2))
+        if self._pressure is not None:
+            out = out + self._pressure.mean(probs) * self.price[-1].to(probs)
         return out
 
     def of(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
         """Cost of each architecture, by lookup: millions a second."""
         archs = torch.as_tensor(archs, dtype=torch.int64).reshape(len(archs), len(self.space.slots))
+        linear = self._linear(archs)
+        return linear if self._pressure is None else linear + self._pressure.of(archs) * self.price[-1]
+
+    def _linear(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n"]:
+        """Offset, operators and corrections."""
         if self._lookup is None:
             sums = torch.cat([self._terms.present(rows) @ self.term_price for rows in torch.split(archs, _CHUNK)]) + self.offset
             return sums if self.corrections is None else sums + self._corrected(archs)
@@ -144,7 +160,8 @@ class CostModel(nn.Module):
     def counts(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n operator"]:
         """How often each of `operators` occurs in each architecture's network."""
         archs = torch.as_tensor(archs, dtype=torch.int64).reshape(len(archs), len(self.space.slots))
-        return self._terms.present(archs) @ self._terms.usage
+        found = self._terms.present(archs) @ self._terms.usage
+        return found if self._pressure is None else torch.cat([found, self._pressure.of(archs)[:, None]], -1)
 
     def deviation(self, archs: Int[Tensor, "n slot"] | Sequence[Architecture]) -> Float[Tensor, "n"]:
         """Standard deviation of the true cost about `of(archs)`; 0 for counted metrics."""
@@ -228,6 +245,49 @@ class _Walked:
             raise SpaceError(self.reason)
         rows = probs.argmax(-1).reshape(-1, len(self.space.slots))
         return self.present(rows).to(probs).reshape(*probs.shape[:-2], -1)
+
+
+class _Pressure:
+    """The square of a network's weights, these as a share of the most that a network of the space could have, in `STEPS` steps."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        most: dict[int, dict[int, int]] = {}
+        for site in space.sites:
+            slot, choice = site.when[0] if site.when else (-1, 0)
+            most.setdefault(slot, {}).setdefault(choice, 0)
+            most[slot][choice] += resources.count(site.op).params
+        unit = sum(max(choices.values()) for choices in most.values()) / STEPS or 1.0
+        steps = {op: round(resources.count(op).params / unit) for op in space.operators()}
+        self.weights = CostModel(space, {op: float(number) for op, number in steps.items()})
+        self.expects = self.weights.expects
+        if self.expects:
+            try:
+                self._build(space, steps)
+            except SpaceError:
+                self.expects = False
+
+    def _build(self, space: SearchSpace, steps: Mapping[OpSpec, int]) -> None:
+        classes = _classes(space, steps.__getitem__)
+        self.live_slots = [slot for slot, labels in enumerate(classes) if max(labels) > 0]
+        variable = {slot: k for k, slot in enumerate(self.live_slots)}
+        diagrams = Diagrams([max(classes[slot]) + 1 for slot in self.live_slots], MOST_MORE_NODES)
+        alive = _alive(space, diagrams, [_holds(diagrams, variable, classes, site.when) for site in space.sites])
+        total = diagrams.false
+        for i in _without_alternatives(space, classes):
+            if number := steps[space.sites[i].op]:
+                total = diagrams.plus(total, diagrams.choose(alive[i], diagrams.constant(number), diagrams.false))
+        self._square = Evaluation(diagrams, [total], lambda number: (number / STEPS) ** 2)
+        self.members = _members(space, classes, self.live_slots)
+
+    def of(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n"]:
+        return (self.weights.of(archs) / STEPS) ** 2
+
+    def mean(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch"]:
+        if not self.expects:
+            rows = probs.argmax(-1).reshape(-1, probs.shape[-2])
+            return self.of(rows).to(probs).reshape(probs.shape[:-2])
+        share = torch.einsum("...sc,scg->...sg", probs[..., self.live_slots, :], self.members.to(probs))
+        return self._square.mean(share).squeeze(-1)
 
 
 class PeakMemory(nn.Module):
@@ -381,6 +441,11 @@ def _price(prices: Prices, op: OpSpec, metric: str) -> float:
     return value
 
 
+@lru_cache(maxsize=8)
+def _pressure(space: SearchSpace) -> _Pressure:
+    return _Pressure(space)
+
+
 @lru_cache(maxsize=16)
 def _terms(space: SearchSpace, contextual: bool) -> _Terms | SpaceError:
     """What all metrics of a space share, or why it has no expected cost."""
@@ -399,10 +464,10 @@ class _Terms:
     def __init__(self, space: SearchSpace, contextual: bool = False) -> None:
         self.space = space
         operators = (*space.operators(), *(context.contextual(space) if contextual else ()))
-        classes = _classes(space, contextual)
+        classes = _classes(space, context.traits if contextual else None)
         self.live_slots = [slot for slot, labels in enumerate(classes) if max(labels) > 0]
         self._variable = {slot: k for k, slot in enumerate(self.live_slots)}
-        diagrams = Diagrams([max(classes[slot]) + 1 for slot in self.live_slots], MOST_NODES)
+        diagrams = Diagrams([max(classes[slot]) + 1 for slot in self.live_slots], MOST_MORE_NODES if contextual else MOST_NODES)
         index = {op: i for i, op in enumerate(operators)}
         found: dict[tuple[tuple[Decision, ...], Function], dict[int, int]] = {}
 
@@ -445,10 +510,7 @@ class _Terms:
         pad = len(space.slots) * width
         flat = [[slot * width + choice for slot, choice in when] + [pad] * (longest - len(when)) for when, _ in self.terms]
         self.flat = torch.tensor(flat, dtype=torch.int64).reshape(len(self.terms), longest)
-        self.members = torch.zeros(len(self.live_slots), width, max((max(classes[s]) + 1 for s in self.live_slots), default=1))
-        for k, slot in enumerate(self.live_slots):
-            for choice, group in enumerate(classes[slot]):
-                self.members[k, choice, group] = 1
+        self.members = _members(space, classes, self.live_slots)
 
     def presence(self, probs: Float[Tensor, "*batch slot choice"]) -> Float[Tensor, "*batch term"]:
         """Probability that each term is in the network."""
@@ -502,8 +564,8 @@ class _Terms:
         return joined
 
 
-def _classes(space: SearchSpace, contextual: bool = False) -> list[list[int]]:
-    """For each slot the wiring class of each choice: choices of one class wire the network alike."""
+def _classes(space: SearchSpace, traits: Callable[[OpSpec], object] | None = None) -> list[list[int]]:
+    """For each slot the class of each choice: choices of one class wire the network alike, with operators of the same traits."""
     classes = [list(range(n)) for n in space.num_choices]
     twins = any(site.weightless for site in space.sites)  # whether a choice only hands on makes a difference then
     deciding: list[list[Site]] = [[] for _ in classes]
@@ -517,13 +579,22 @@ def _classes(space: SearchSpace, contextual: bool = False) -> list[list[int]]:
             wiring: list[Counter[object]] = [Counter() for _ in classes[slot]]
             for site in deciding[slot]:
                 rest = tuple((t, classes[t][c]) for t, c in site.when if t != slot and len(set(classes[t])) > 1)
-                traits = context.traits(site.op) if contextual else twins and site.op.kind == IDENTITY
-                wiring[dict(site.when)[slot]][site.inputs, site.output, rest, traits] += 1
+                trait = traits(site.op) if traits else None
+                wiring[dict(site.when)[slot]][site.inputs, site.output, rest, twins and site.op.kind == IDENTITY, trait] += 1
             distinct = [w for i, w in enumerate(wiring) if w not in wiring[:i]]
             merged = [distinct.index(w) for w in wiring]
             if merged != classes[slot]:
                 classes[slot], changed = merged, True
     return classes
+
+
+def _members(space: SearchSpace, classes: list[list[int]], slots: list[int]) -> Float[Tensor, "slot choice class"]:
+    """1 where a choice of one of the slots is of a class."""
+    found = torch.zeros(len(slots), max(space.num_choices, default=1), max((max(classes[s]) + 1 for s in slots), default=1))
+    for k, slot in enumerate(slots):
+        for choice, group in enumerate(classes[slot]):
+            found[k, choice, group] = 1
+    return found
 
 
 def _holds(diagrams: Diagrams, variable: Mapping[int, int], classes: list[list[int]], when: tuple[Decision, ...]) -> Function:

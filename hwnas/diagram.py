@@ -179,16 +179,19 @@ class Diagrams:
 
 
 class Evaluation:
-    """Some functions of one set of diagrams, evaluated together: each shared node once, variable by variable."""
+    """Some functions of one set of diagrams, evaluated together: each shared node once, variable by variable.
 
-    def __init__(self, diagrams: Diagrams, roots: Sequence[Function]) -> None:
+    `of`: what of the functions' values is wanted.
+    """
+
+    def __init__(self, diagrams: Diagrams, roots: Sequence[Function], of: Callable[[int], float] = float) -> None:
         place: dict[Function, int] = {}
         constants: list[float] = []
         levels: dict[int, list[tuple[int, ...]]] = {}
         for number in diagrams.below(roots):
             variable, children = diagrams.node(number)
             if variable == len(diagrams.sizes):
-                constants.append(float(children[0]))
+                constants.append(of(children[0]))
             else:
                 levels.setdefault(variable, []).append(tuple(place[child] for child in children))
             place[number] = len(place)

@@ -144,6 +144,21 @@ def test_operators_in_context_have_prices_of_their_own(name: str, discount: floa
     assert (best.prices >= 0).all()
 
 
+def test_weights_that_no_longer_fit_into_a_cache_have_a_price() -> None:
+    space = load_space("nasbench201")
+    rng = np.random.default_rng(7)
+    isolated = np.array([2e-3 + 3e-7 * resources.macs(op) for op in space.operators()])
+    archs = choose_probes(space, isolated, 60, rng) + [space.random(rng) for _ in range(100)]
+    megabytes = np.array([4e-6 * sum(map(resources.params, space.lower(arch))) for arch in archs])
+    times = CostModel(space, lambda op: 0.0).counts(archs).numpy() @ isolated + 0.4 * np.maximum(megabytes - 1, 0) ** 1.5
+    times *= 1 + 0.005 * rng.standard_normal(160)
+    best = Calibration.best(space, isolated, archs[:60], times[:60])
+    without = Calibration(space, isolated, archs[:60], times[:60])
+    errors = [Accuracy.of(found.predict(archs[60:])[0], times[60:]).mape for found in (best, without)]
+    assert best.pressing and errors[0] < 0.7 * errors[1]
+    assert not made("nasbench201")[0].pressing
+
+
 def test_corrections_may_take_more_than_every_network_costs_beside_its_operators() -> None:
     """Isolated prices that are too high by as much at every place: nothing is cut off, and no network is predicted at 0 or less."""
     space, isolated, archs, times = by_place()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hwnas import context, layers, resources
-from hwnas.cost import CostModel, choice_mask, one_hot
+from hwnas.cost import STEPS, CostModel, choice_mask, one_hot
 from hwnas.errors import SpaceError
 from hwnas.network import Network
 from hwnas.op import OpSpec
@@ -41,6 +41,25 @@ def priced(space: SearchSpace, rng: np.random.Generator, offset: float) -> Itera
             return offset + sum(prices[op] for op in context.lower_for(space, arch, prices))
 
         yield CostModel(space, prices, offset=offset, contextual=bool(beside)), total
+    prices = {op: float(rng.uniform(0.1, 10)) for op in (*space.operators(), context.PRESSURE)}
+    squares = CostModel(space, lambda op: float(op == context.PRESSURE), pressing=True)
+
+    def pressed(arch: Architecture) -> float:
+        square = float(squares.of([arch]))
+        return offset + sum(prices[op] for op in space.lower(arch)) + prices[context.PRESSURE] * square
+
+    yield CostModel(space, prices, offset=offset, pressing=True), pressed
+
+
+def test_pressure_is_the_square_of_the_weights(space: SearchSpace, rng: np.random.Generator) -> None:
+    model = CostModel(space, lambda op: 0.0, pressing=True)
+    archs = sample(space, rng)
+    shares = model.counts(archs)[:, -1].sqrt().numpy()
+    weights = np.array([sum(map(resources.params, space.lower(arch))) for arch in archs])
+    assert (shares <= 1.01).all()
+    largest = weights.argmax()
+    steps = max(len(space.graph(arch)) for arch in archs) * 0.5 / STEPS
+    np.testing.assert_allclose(shares / shares[largest], weights / weights[largest], atol=2 * steps / shares[largest])
 
 
 def sample(space: SearchSpace, rng: np.random.Generator, n: int = 40) -> list[Architecture]:
@@ -123,7 +142,7 @@ def test_expectation_is_the_mean_over_all_networks(space: SearchSpace, rng: np.r
     if not models:
         pytest.skip(f"{space.name} has no expected cost")
     for (model, total), support in itertools.product(models, supports(space, rng)):
-        if model.contextual and math.prod(map(len, support)) > 512:
+        if (model.contextual or model.pressing) and math.prod(map(len, support)) > 512:
             continue  # to lower all networks once is enough
         grid = np.stack(np.meshgrid(*map(np.array, support), indexing="ij"), -1).reshape(-1, len(support))
         costs = torch.tensor([total(arch) for arch in map(tuple, grid.tolist())], dtype=torch.float64)
