@@ -123,7 +123,7 @@ def measured(device: str, name: str, probes: int, networks: int, root: Path, see
         "steady": [float(one.facts["steady"]) for one in (table, *sessions)],
         "noise_floor": asdict(Accuracy.of(again, truth)),
         "interval_coverage": float(((low <= truth) & (truth <= high)).mean()),
-        "corrected": calibration.corrections is not None,
+        "beside_prices": list(calibration.kept),
         "methods": {
             method: asdict(Accuracy.of(predict(archs), truth)) for method, predict in methods(space, isolated, seen, times).items()
         },

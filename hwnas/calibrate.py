@@ -146,6 +146,12 @@ class Calibration:
         """The other one, which knows more, where that helps to predict networks that were left out; else this one."""
         return other if (other.left_out**2).mean() < HELPS * (self.left_out**2).mean() else self
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What it knows beside prices of plain operators: `contextual`, `pressing`, `corrected`."""
+        known = {"contextual": self.contextual, "pressing": self.pressing, "corrected": self.corrections is not None}
+        return tuple(name for name, value in known.items() if value)
+
     def widen(self) -> None:
         """Takes standard deviations for as much larger as networks left out are farther off than these say.
 

@@ -557,6 +557,7 @@ def _profile(experiment: Any, tables: Path | None, progress: Callable[[str, int,
         "networks": len(networks.rows),
         "noise_floor": float(networks.facts.get("noise floor", "nan")),
         "left_out_error": float(abs(calibration.left_out).mean()),
+        "beside_prices": list(calibration.kept),
     }
 
 
