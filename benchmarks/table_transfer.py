@@ -67,6 +67,8 @@ def transferred(space: SearchSpace, source: Measured, target: Measured, operator
             "left_out": asdict(model.left_out),
             "ours": asdict(Accuracy.of(mean[worth], target.prices[worth])),
             "one_factor": asdict(Accuracy.of(one[worth], target.prices[worth])),
+            "ours_of_total": float(np.abs(mean - target.prices)[worth].sum() / target.prices[worth].sum()),
+            "one_factor_of_total": float(np.abs(one - target.prices)[worth].sum() / target.prices[worth].sum()),
             "interval_coverage": float(((low <= target.prices) & (target.prices <= high))[worth].mean()),
         },
         "networks": {

@@ -83,7 +83,7 @@ def test_a_known_law_is_learnt_and_its_error_is_what_is_reported(law: tuple[Any,
     relative = np.abs(price / target - 1)[others]
     scaled = np.abs(source * np.median(target[index] / source[index]) / target - 1)[others]
     assert relative.mean() < 0.08 < scaled.mean()
-    assert 0.5 * relative.mean() < model.left_out.mean < 4 * relative.mean() and model.left_out.n == 20
+    assert 0.5 * relative.mean() < model.left_out.of_total < 4 * relative.mean() and model.left_out.n == 20
     inside = np.abs(price - target)[others] < 1.645 * error[others]
     assert inside.mean() > 0.8 and (error > 0).all()
 
@@ -160,7 +160,7 @@ def test_a_few_rows_are_measured_and_the_others_are_marked(
     assert all(table.rows[op].error > 0 for op in predicted)
     assert np.mean([abs(table.rows[op].price / target_price(op) - 1) for op in predicted]) < 0.1
     assert table.facts["transfer source"].startswith("cpu-1t/") and table.facts["transfer measured operators"] == "15"
-    assert float(table.facts["transfer left-out error"]) == pytest.approx(summary["left_out"]["mean"], abs=1e-3)
+    assert float(table.facts["transfer left-out error"]) == pytest.approx(summary["left_out"]["of_total"], abs=1e-3)
     # what is measured is kept and counts
     asked.clear()
     transfer_table(source, target, blocks, 18)
