@@ -2,7 +2,7 @@
 
 An operator in context does not cost what it costs alone (fusion, layouts, caches). The model is hierarchical and Gaussian:
 
-    cost(network) = offset + sum of price(op) + sum of correction(slot, choice) + noise,   noise ~ N(0, (sigma cost)^2)
+    cost(network) = offset + sum of price(op) + sum of correction(slot, choice) + noise,   noise ~ t_4(0, sigma cost)
     price(op) = features(op) . beta + residual(op),                                        residual ~ N(0, (tau scale(op))^2)
     correction(slot, choice) = what hangs on it . gamma + rest(slot, choice),              rest ~ N(0, rho^2)
 
@@ -42,6 +42,8 @@ FEWEST = 8
 """Networks below which nothing is calibrated."""
 SESSIONS = 0.007
 """Share by which a network's time differs from one session to another; 0.004 to 0.010 on the devices of docs/measurements.md."""
+DEGREES = 4.0
+"""Degrees of freedom of the noise, Student's t: a network that is far off what the others say counts less."""
 FOLDS = 10
 """Parts of the measured networks that are left out in turn."""
 HELPS = 0.95
@@ -123,9 +125,16 @@ class Calibration:
         self._learn()
 
     def _learn(self, start: Spreads | None = None) -> None:
+        """As if the noise were normal, and then again with every network trusted as far as Student's t goes."""
+        self.trust = np.ones_like(self.measured)
         self._design()
-        self.spreads = self._fit(start)
-        self._solve()
+        for _ in range(2):
+            self.spreads = self._fit(start)
+            self._solve()
+            start = self.spreads
+            rows = np.column_stack([self.counts, self.chosen, np.ones(len(self.counts))])
+            off = (1 - (rows @ self._posterior) * self.weights) / start.noise
+            self.trust = np.sqrt((DEGREES + 1) / (DEGREES + off**2))
 
     @classmethod
     def best(cls, space: SearchSpace, isolated: Floats | None, archs: Sequence[Architecture], measured: Floats) -> Calibration:
@@ -230,8 +239,8 @@ class Calibration:
         The rows are networks, as shares of their cost; or, where there are more networks than terms, as many rows as terms that say
         the same, with the squares and the number of the rest, which say something of the noise only.
         """
-        rows = np.column_stack([self.counts, self.chosen, np.ones(len(self.counts))]) * self.weights[:, None]
-        error = 1 - rows @ mean
+        rows = np.column_stack([self.counts, self.chosen, np.ones(len(self.counts))]) * (self.weights * self.trust)[:, None]
+        error = self.trust - rows @ mean
         if len(rows) <= rows.shape[1]:
             return rows, error, 0.0, 0
         turn, fewer = np.linalg.qr(rows)
