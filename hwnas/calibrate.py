@@ -451,7 +451,7 @@ def choose_probes(space: SearchSpace, isolated: Floats, number: int, rng: np.ran
     archs = list(found.values())
     counter = CostModel(space, lambda op: 0.0, contextual=tells(space, "contextual"))
     counts, isolated = counter.counts(archs).numpy(), _isolated(counter, isolated)
-    total = counts @ isolated
+    total = np.maximum(counts @ isolated, 1e-12)
     features = np.column_stack([isolated, op_features(counter.operators)])
     features = features / np.maximum(counts.mean(0) @ features, 1e-300) * total.mean()
     rows = counts / total[:, None]

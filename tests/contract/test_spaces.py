@@ -110,7 +110,7 @@ def test_cost_is_the_sum_of_prices(space: SearchSpace, rng: np.random.Generator)
 
 def test_cost_is_the_sum_of_prices_at_full_size(default_space: SearchSpace, rng: np.random.Generator) -> None:
     archs = sample(default_space, rng)
-    for model, total in priced(default_space, rng, 0.0):
+    for model, total in itertools.islice(priced(default_space, rng, 0.0), 2 if context.contextual(default_space) else 1):
         expected = torch.tensor([total(arch) for arch in archs], dtype=torch.float64)
         torch.testing.assert_close(model(one_hot(default_space, archs).double()), expected)
         torch.testing.assert_close(model.of(archs), expected)
@@ -141,8 +141,10 @@ def test_expectation_is_the_mean_over_all_networks(space: SearchSpace, rng: np.r
     models = [(model, total) for model, total in models if model.expects]
     if not models:
         pytest.skip(f"{space.name} has no expected cost")
-    for (model, total), support in itertools.product(models, supports(space, rng)):
-        if (model.contextual or model.pressing) and math.prod(map(len, support)) > 512:
+    every = supports(space, rng)
+    few = every[-3:]
+    for (model, total), support in itertools.product(models, every):
+        if (model.contextual or model.pressing) and support not in few:
             continue  # to lower all networks once is enough
         grid = np.stack(np.meshgrid(*map(np.array, support), indexing="ij"), -1).reshape(-1, len(support))
         costs = torch.tensor([total(arch) for arch in map(tuple, grid.tolist())], dtype=torch.float64)
