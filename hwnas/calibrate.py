@@ -146,7 +146,7 @@ class Calibration:
         for more in ("contextual", "pressing", "corrected"):
             if more == "corrected" or tells(space, more):
                 other = cls(space, isolated, archs, measured, **kept, **{more: True})
-                if best.better(other) is other:
+                if best.better(other) is other and other.positive:
                     best, kept[more] = other, True
         best.widen()
         return best
@@ -154,6 +154,11 @@ class Calibration:
     def better(self, other: Calibration) -> Calibration:
         """The other one, which knows more, where that helps to predict networks that were left out; else this one."""
         return other if (other.left_out**2).mean() < HELPS * (self.left_out**2).mean() else self
+
+    @property
+    def positive(self) -> bool:
+        """Whether every network costs something: a negative offset could take more than the cheapest one costs."""
+        return self.offset >= 0 or float(self._model.of([self._model.cheapest()])) > 0
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -169,6 +174,7 @@ class Calibration:
         caution = max(1.0, float(np.sqrt((self._left_out[1] ** 2).mean())))
         self.covariance = caution**2 * self.covariance
         self.spreads = replace(self.spreads, noise=math.hypot(caution * self.spreads.noise, SESSIONS))
+        self.__dict__.pop("_model", None)
 
     @classmethod
     def from_tables(cls, space: SearchSpace, table: CostTable, archs: Sequence[Architecture], measured: Floats) -> Calibration:

@@ -166,6 +166,16 @@ def test_corrections_may_take_more_than_every_network_costs_beside_its_operators
     assert (mean > 0).all()
 
 
+def test_corrections_by_which_a_network_would_cost_nothing_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, isolated, archs, times = by_place()
+    best = Calibration(space, isolated, archs[:60], times[:60], corrected=True)
+    assert best.positive
+    best.offset -= 2 * float(times.max())
+    assert not best.positive
+    monkeypatch.setattr(Calibration, "positive", property(lambda calibration: calibration.corrections is None))
+    assert Calibration.best(space, isolated, archs[:60], times[:60]).corrections is None
+
+
 @pytest.mark.parametrize("corrected", [False, True])
 def test_more_networks_than_terms_say_what_all_their_rows_say(corrected: bool) -> None:
     space, isolated, archs, times = by_place(noise=0.02)
