@@ -2,7 +2,7 @@
 
 An operator in context does not cost what it costs alone (fusion, layouts, caches). The model is hierarchical and Gaussian:
 
-    cost(network) = offset + sum of price(op) + sum of correction(slot, choice) + noise,   noise ~ t_4(0, sigma cost)
+    cost(network) = offset + sum of price(op) + sum of correction(slot, choice) + noise,   noise ~ t_10(0, sigma cost)
     price(op) = features(op) . beta + residual(op),                                        residual ~ N(0, (tau scale(op))^2)
     correction(slot, choice) = what hangs on it . gamma + rest(slot, choice),              rest ~ N(0, rho^2)
 
@@ -42,12 +42,12 @@ FEWEST = 8
 """Networks below which nothing is calibrated."""
 SESSIONS = 0.007
 """Share by which a network's time differs from one session to another; 0.004 to 0.010 on the devices of docs/measurements.md."""
-DEGREES = 4.0
+DEGREES = 10.0
 """Degrees of freedom of the noise, Student's t: a network that is far off what the others say counts less."""
 FOLDS = 10
 """Parts of the measured networks that are left out in turn."""
 HELPS = 0.95
-"""Share of the mean squared left-out error that contextual operators, and corrections, must get below to be kept."""
+"""Share of the mean squared left-out error that contextual operators, pressure and corrections must each get below to be kept."""
 
 
 @dataclass(frozen=True)

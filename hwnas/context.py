@@ -43,7 +43,10 @@ def fused(op: OpSpec) -> OpSpec:
 
 def plain(op: OpSpec) -> OpSpec | None:
     """The operator of the space that a fused one computes; any other is itself; None for a border and for pressure."""
-    return None if op == PRESSURE or op.kind.removesuffix(SUM) in BORDERS else replace(op, kind=op.kind.removeprefix(FUSED))
+    if op == PRESSURE or op.kind.removesuffix(SUM) in BORDERS:
+        return None
+    kind = op.kind.removeprefix(FUSED)  # a space may have a `fused_mbconv` of its own
+    return replace(op, kind=kind) if kind in (ADDITION, *ACTIVATIONS) else op
 
 
 def is_contextual(op: OpSpec) -> bool:

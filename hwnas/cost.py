@@ -224,8 +224,9 @@ class _Walked:
 
     def __init__(self, model: CostModel, reason: str) -> None:
         self.space, self.once, self.contextual, self.reason = model.space, model.once, model.contextual, reason
-        self._index = {op: i for i, op in enumerate(model.operators)}
-        self.usage = torch.eye(len(model.operators), dtype=torch.float64)
+        counted = [op for op in model.operators if op != context.PRESSURE]  # that is no operator of a network
+        self._index = {op: i for i, op in enumerate(counted)}
+        self.usage = torch.eye(len(counted), dtype=torch.float64)
         self._known: dict[Architecture, dict[int, int]] = {}
 
     def present(self, archs: Int[Tensor, "n slot"]) -> Float[Tensor, "n operator"]:

@@ -244,6 +244,17 @@ def test_prices_stay_at_zero_or_above_where_the_networks_want_less(diamond: Sear
     assert np.isfinite(calibration.covariance).all()
 
 
+@pytest.mark.parametrize("name", ["enas_micro", "condensenet"])
+def test_spaces_whose_networks_are_priced_one_by_one(name: str) -> None:
+    space = load_space(name, type(load_space(name)).small)
+    rng = np.random.default_rng(0)
+    isolated = np.array([2e-3 + 3e-7 * resources.macs(op) for op in space.operators()])
+    archs = [space.random(rng) for _ in range(60)]
+    times = CostModel(space, lambda op: 0.0).counts(archs).numpy() @ isolated * 1.2 + 0.02
+    mean, deviation = Calibration.best(space, isolated, archs[:40], times[:40]).predict(archs[40:])
+    assert Accuracy.of(mean, times[40:]).mape < 0.02 and (deviation > 0).all()
+
+
 def test_too_few_networks(diamond: SearchSpace) -> None:
     archs = list(diamond.all())
     table = CostTable("x", "latency_ms", {}, {op: Row(1.0) for op in diamond.operators()})
@@ -292,4 +303,4 @@ def test_networks_chosen_to_calibrate_by_do_better_than_random_ones() -> None:
                 wrong = calibration.predict(others)[0] / (counts(others).numpy() @ true) - 1
                 errors[kind].append(float(np.sqrt((wrong**2).mean())))
         ratios.append(np.mean(errors["chosen"]) / np.mean(errors["random"]))
-    assert np.exp(np.mean(np.log(ratios))) < 0.97 and max(ratios) < 1.05
+    assert np.exp(np.mean(np.log(ratios))) < 0.97 and max(ratios) < 1.02

@@ -105,3 +105,5 @@ def test_spaces_without_neighbours_that_matter() -> None:
     space = SearchSpace((16, 8, 8), 10, (Slot("pool", ("yes",)),), (Site(POOL, ("input",), "a", ((0, 0),)), Site(HEAD, ("a",), "output")))
     assert contextual(space) == ()
     assert contextual(load_space("mobilenet_v2")) == ()
+    block = OpSpec("fused_mbconv", 16, 16, 8, 8)  # a kind that a space might have
+    assert plain(block) == block and not is_contextual(block)

@@ -106,6 +106,7 @@ def test_cost_is_the_sum_of_prices(space: SearchSpace, rng: np.random.Generator)
         expected = torch.tensor([total(arch) for arch in archs], dtype=torch.float64)
         torch.testing.assert_close(model(one_hot(space, archs).double()), expected)
         torch.testing.assert_close(model.of(archs), expected)
+        torch.testing.assert_close(0.75 + model.counts(archs) @ model.price, expected)
 
 
 def test_cost_is_the_sum_of_prices_at_full_size(default_space: SearchSpace, rng: np.random.Generator) -> None:
